@@ -1,0 +1,1 @@
+"""The compiler: graph, capture, pipeline, artifact, command line."""

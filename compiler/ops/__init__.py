@@ -1,0 +1,1 @@
+"""The vocabulary: each op is a name, a type rule and a reference."""

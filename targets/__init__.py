@@ -1,0 +1,1 @@
+"""What a machine can run and how its kernels are written; targets never know each other."""

@@ -1,0 +1,1 @@
+"""The CPU: TVM kernels compiled ahead of time for a declared ISA."""

@@ -1,0 +1,1 @@
+"""Schedule search, its measurements, its log and the plan it leaves."""
