@@ -6,16 +6,21 @@ node twice gives the same object, so equal subgraphs are one and equality of val
 
 from __future__ import annotations
 
+import inspect
+import math
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cache
+from typing import Any, TypeAlias, cast
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import sympy
 
-Dim = int | sympy.Expr
+Dim: TypeAlias = int | sympy.Expr
+Array: TypeAlias = npt.NDArray[Any]
 
 # The sizes known only at run time: batch, new tokens, tokens already cached, rows the cache has room for.
 B, T, S, L = sympy.symbols("B T S L", positive=True, integer=True)
@@ -48,7 +53,7 @@ class Type:
         object.__setattr__(self, "shape", tuple(plain(dim) for dim in self.shape))
 
     def __str__(self) -> str:
-        return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
+        return f"{self.dtype}[{', '.join(map(shown, self.shape))}]"
 
     @property
     def rank(self) -> int:
@@ -56,7 +61,7 @@ class Type:
 
     @property
     def elements(self) -> Dim:
-        return plain(sympy.prod(self.shape))
+        return plain(math.prod(self.shape))
 
 
 def plain(dim: Any) -> Dim:
@@ -65,10 +70,19 @@ def plain(dim: Any) -> Dim:
         return dim
     if isinstance(dim, np.integer) or getattr(dim, "is_Integer", False):
         return int(dim)
-    if getattr(dim, "is_Symbol", False):
-        return dim
+    return dim if getattr(dim, "is_Symbol", False) else _expanded(dim)
+
+
+@cache
+def _expanded(dim: sympy.Expr) -> Dim:
     expanded = sympy.expand(dim)
     return int(expanded) if expanded.is_Integer else expanded
+
+
+@cache
+def shown(dim: Dim) -> str:
+    """The dimension as text; sympy takes long over it, so each is printed once."""
+    return str(dim)
 
 
 class TypeMismatch(TypeError):
@@ -80,16 +94,19 @@ class Op:
     """What a node means.
 
     infer(*types, **attrs) -> tuple of result types, or TypeMismatch with a sentence.
-    reference(*arrays, **attrs) -> the numbers, in numpy: an array, or a tuple where the op has several results.
+    reference(*arrays, **attrs) -> the numbers, in numpy: an array, or a tuple for an op of several results.
     expand(*values, **attrs) -> the same results in simpler ops; None where the op is already simple.
-    rowwise: row i of the result depends on row i of each operand only, so large weights may be done in slices.
+    rowwise(*types, **attrs) -> whether row i of the result depends on row i of the operands only (or on all
+    of an operand that is broadcast), so that large weights may be done in slices; a bool if it never varies.
+
+    Attributes are keyword-only parameters of `infer`; those with a default may be left out of a new node.
     """
 
     name: str
     infer: Callable[..., tuple[Type, ...]]
     reference: Callable[..., Any]
     expand: Callable[..., Sequence[Value]] | None = None
-    rowwise: bool = False
+    rowwise: bool | Callable[..., bool] = False
 
     def __repr__(self) -> str:
         return self.name
@@ -101,7 +118,7 @@ class Op:
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Node:
-    """One application of an op. `origin` is the module path it came from; it names, it does not distinguish."""
+    """One application of an op. `origin` is the module path it came from; it does not tell nodes apart."""
 
     op: Op
     inputs: tuple[Value, ...]
@@ -149,20 +166,59 @@ _interned: weakref.WeakValueDictionary[Hashable, Node] = weakref.WeakValueDictio
 def make(op: Op, *inputs: Value, origin: str = "", **attrs: Hashable) -> Node:
     """The only way a node comes to be; an ill-typed one never does.
 
-    Raises TypeMismatch, with the operand types and the module path, where the op has no meaning for its operands.
+    Attributes that are left out take the op's defaults, so a node always has all of them.
+    Raises TypeMismatch, with the operand types and the module path, where the op has no meaning for them.
     """
-    key = (op.name, inputs, tuple(sorted(attrs.items())))
+    attrs = {name: _canonical(attr) for name, attr in sorted((defaults(op.infer) | attrs).items())}
+    key = (op.name, inputs, tuple((name, _identity(attr)) for name, attr in attrs.items()))
     if (known := _interned.get(key)) is not None:
         return known
+    operands = [value.type for value in inputs]
     try:
-        types = op.infer(*(value.type for value in inputs), **attrs)
+        _check_call(op.infer, operands, attrs)
+        types = op.infer(*operands, **attrs)
     except TypeMismatch as error:
-        operands = ", ".join(str(value.type) for value in inputs)
         whence = f"  [from {origin}]" if origin else ""
-        raise TypeMismatch(f"{op.name}({operands}): {error}{whence}") from None
+        raise TypeMismatch(f"{op.name}({', '.join(map(str, operands))}): {error}{whence}") from None
     node = Node(op, inputs, attrs, types, origin)
     _interned[key] = node
     return node
+
+
+@cache
+def _signature(infer: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(infer)
+
+
+@cache
+def defaults(infer: Callable[..., Any]) -> dict[str, Hashable]:
+    """The attributes that an op's new nodes need not be given."""
+    attrs = (p for p in _signature(infer).parameters.values() if p.kind is p.KEYWORD_ONLY)
+    return {p.name: p.default for p in attrs if p.default is not p.empty}
+
+
+def _check_call(infer: Callable[..., Any], operands: Sequence[Type], attrs: Mapping[str, Any]) -> None:
+    try:
+        _signature(infer).bind(*operands, **attrs)
+    except TypeError as error:
+        takes = (str(p.replace(annotation=p.empty)) for p in _signature(infer).parameters.values())
+        raise TypeMismatch(f"{error}; the op takes {', '.join(takes)}") from None
+
+
+def _canonical(attr: Any) -> Hashable:
+    """One spelling for each attribute value: plain Python numbers, expanded dims."""
+    if isinstance(attr, tuple):
+        return tuple(map(_canonical, attr))
+    if isinstance(attr, np.generic):
+        return cast(Hashable, attr.item())
+    return plain(attr) if isinstance(attr, sympy.Basic) else attr
+
+
+def _identity(attr: Any) -> Hashable:
+    """What tells attributes apart: to Python 1, 1.0 and True are equal, so is -0.0 to 0.0; nan is not nan."""
+    if isinstance(attr, tuple):
+        return tuple(map(_identity, attr))
+    return (type(attr), repr(attr)) if isinstance(attr, bool | float) else attr
 
 
 Step = Callable[[Node, tuple[Value, ...]], Sequence[Value] | None]
@@ -197,7 +253,7 @@ class Graph:
         return users
 
     def rewrite(self, step: Step) -> Graph:
-        """Rebuild operands first; `step(node, new operands)` gives a node's replacement values, or None to keep it.
+        """Rebuild operands first; `step(node, new operands)` gives its new values, or None to keep it.
 
         Raises TypeMismatch where a replacement has another type than what it replaces.
         """
@@ -209,7 +265,7 @@ class Graph:
                 values = renew(node, inputs).values
             for old, value in zip(node.values, values, strict=True):
                 if value.type != old.type:
-                    raise TypeMismatch(f"{node.op.name} of {old.type} may not become {value.op.name} of {value.type}")
+                    raise TypeMismatch(f"{node!r} is {old.type} and may not become {value.type}")
                 new[old] = value
         return Graph(tuple(new[v] for v in self.inputs), tuple(new[v] for v in self.outputs), self.names)
 
@@ -230,20 +286,24 @@ def renew(node: Node, inputs: tuple[Value, ...]) -> Node:
 
 
 def walk(roots: Sequence[Value], replacements: Mapping[Value, Value] | None = None) -> Iterator[Node]:
-    """Every node the roots need, each once, operands first; replaced values are followed to their replacement."""
+    """Every node the roots need, each once, operands first; replaced values lead on to their replacement.
+
+    Raises ValueError where a replacement is computed from what it replaces.
+    """
     swap = replacements or {}
-    seen: set[Node] = set()
+    seen: dict[Node, bool] = {}  # False while the operands are still being walked
     stack = [(swap.get(value, value).node, False) for value in reversed(roots)]
     while stack:
         node, ready = stack.pop()
-        if node in seen:
-            continue
         if ready:
-            seen.add(node)
+            seen[node] = True
             yield node
-        else:
+        elif node not in seen:
+            seen[node] = False
             stack.append((node, True))
             stack.extend((swap.get(value, value).node, False) for value in reversed(node.inputs))
+        elif not seen[node]:
+            raise ValueError(f"the replacement {node!r} is computed from the value that it replaces")
 
 
 @dataclass(frozen=True, slots=True)

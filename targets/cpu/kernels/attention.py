@@ -1,46 +1,106 @@
-"""Attention over blocks of keys: rows of queries are the vector lanes.
+"""Attention over blocks of keys: the rows of queries that share keys are the vector lanes.
 
-    scores[s, i] = sum_d K[s, d] * qt[d, i]     the matmul tile, the transposed queries being its weight
-    soften                                       running maximum and sum, down the lanes
-    o[i, v] = o[i, v] * carry[i] + sum_s p[s, i] * V[s, v]
+    score   s[k, i] = sum_d first[k, d] * q[d, i] + sum_d second[k, d] * q[.. + d, i]
+    soften  s becomes weights; running maximum and sum, down the lanes
+    weigh   acc[i, v] = acc[i, v] * carry[i] + sum_k s[k, i] * values[k, v]
 
-Any rows that share keys and values may sit side by side: heads over latent rows, tokens of one head, or both.
+Heads over one latent cache, tokens of one head, or both may sit side by side. Keys and values are read as they lie
+in the cache, once per panel of `lanes` rows. q is transposed, zero padded to full lanes and already scaled.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tvm import s_tir
 from tvm.script import tirx as T
 
+from ...base import Kernel, Schedule
+from ..isa import Isa
+from . import rotary
 from .exponential import exp
-from .matmul import FAR, shape
+from .matmul import FAR, divisor, tile
+
+# Products come for as many rows at a time.
+HEIGHTS = (1, 2, 4)
 
 # Stands for minus infinity, yet differences of it stay numbers.
 BOTTOM = -3.0e38
+# Stretches of keys whose results are merged at most.
+PARTS = 64
+
+
+def score(symbol: str, widths: tuple[int, int], strides: tuple[int, int], lanes: int, rows: int, unroll: int) -> Any:
+    """A function (first, second, q, s, keys): scores of each key with each row of a panel.
+
+    first, second: float32, `keys` rows of `widths` elements, `strides` apart (second is not read if its width is 0);
+    q: float32[sum(widths), lanes]; s: float32[keys rounded up to `rows`, lanes]. What s holds beyond keys is noise.
+    """
+    (one, two), (one_step, two_step) = widths, strides
+    one_unroll, two_unroll = divisor(one, unroll), divisor(two, unroll) if two else 1
+
+    @T.prim_func(s_tir=True)
+    def nest(
+        first: T.handle("float32"),
+        second: T.handle("float32"),
+        q: T.handle("float32"),
+        s: T.handle("float32"),
+        keys: T.int32,
+    ):
+        T.func_attr({"global_symbol": symbol, "tirx.noalias": True})
+        FIRST = T.decl_buffer((keys * one_step,), "float32", data=first, align=4)
+        SECOND = T.decl_buffer((keys * two_step + 1,), "float32", data=second, align=4)
+        Q = T.decl_buffer((one + two, lanes), "float32", data=q, align=4)
+        S = T.decl_buffer((keys + rows, lanes), "float32", data=s, align=4)
+        for tile in T.serial((keys + rows - 1) // rows):
+            sums = T.alloc_buffer((rows, lanes), "float32", scope="global")
+            for r in T.unroll(rows):
+                for j in T.vectorized(lanes):
+                    sums[r, j] = T.float32(0)
+            for step in T.serial(one // one_unroll):
+                for u in T.unroll(one_unroll):
+                    for r in T.unroll(rows):
+                        for j in T.vectorized(lanes):
+                            sums[r, j] = sums[r, j] + (
+                                FIRST[T.min(tile * rows + r, keys - 1) * one_step + step * one_unroll + u]
+                                * Q[step * one_unroll + u, j]
+                            )
+            for step in T.serial(two // two_unroll):
+                for u in T.unroll(two_unroll):
+                    for r in T.unroll(rows):
+                        for j in T.vectorized(lanes):
+                            sums[r, j] = sums[r, j] + (
+                                SECOND[T.min(tile * rows + r, keys - 1) * two_step + step * two_unroll + u]
+                                * Q[one + step * two_unroll + u, j]
+                            )
+            for r in T.unroll(rows):
+                for j in T.vectorized(lanes):
+                    S[tile * rows + r, j] = sums[r, j]
+
+    return nest
 
 
 def soften(symbol: str, lanes: int) -> Any:
-    """A function (s, limit, most, sum, carry, first, keys): scores to weights, in place, a block of keys at a time.
+    """A function (s, at, limit, most, total, carry, keys): scores to weights, in place, one block of keys.
 
-    s: float32[keys, lanes]; limit: int32[lanes], the number of keys each row sees, counted from key 0 of all
-    blocks; `first` is where this block starts. most, sum, carry: float32[lanes]; most and sum live across blocks,
-    carry is what earlier blocks' results must be multiplied by.
+    s: float32[keys, lanes]; at: int32[keys], where each key stands; limit: int32[lanes]: a row sees a key if
+    at < limit. most, total: float32[lanes], running maximum and sum, live across blocks; carry: float32[lanes], what
+    earlier blocks' results must be multiplied by.
     """
 
     @T.prim_func(s_tir=True)
     def nest(
         s: T.handle("float32"),
+        at: T.handle("int32"),
         limit: T.handle("int32"),
         most: T.handle("float32"),
         total: T.handle("float32"),
         carry: T.handle("float32"),
-        first: T.int32,
         keys: T.int32,
     ):
         T.func_attr({"global_symbol": symbol, "tirx.noalias": True})
         S = T.decl_buffer((keys, lanes), "float32", data=s, align=4)
+        AT = T.decl_buffer((keys,), "int32", data=at, align=4)
         LIMIT = T.decl_buffer((lanes,), "int32", data=limit, align=4)
         MOST = T.decl_buffer((lanes,), "float32", data=most, align=4)
         TOTAL = T.decl_buffer((lanes,), "float32", data=total, align=4)
@@ -49,95 +109,165 @@ def soften(symbol: str, lanes: int) -> Any:
         added = T.sblock_alloc_buffer((lanes,), "float32")
         for i in T.vectorized(lanes):
             top[i] = MOST[i]
+        for i in T.vectorized(lanes):
             added[i] = T.float32(0)
-        for r in T.serial(keys):
+        for k in T.serial(keys):
             for i in T.vectorized(lanes):
-                top[i] = T.max(top[i], T.Select(first + r < LIMIT[i], S[r, i], T.float32(BOTTOM)))
-        for r in T.serial(keys):
+                top[i] = T.max(top[i], T.Select(AT[k] < LIMIT[i], S[k, i], T.float32(BOTTOM)))
+        for k in T.serial(keys):
             for i in T.vectorized(lanes):
-                S[r, i] = T.Select(first + r < LIMIT[i], exp(S[r, i] - top[i]), T.float32(0))
+                S[k, i] = T.Select(AT[k] < LIMIT[i], exp(S[k, i] - top[i]), T.float32(0))
             for i in T.vectorized(lanes):
-                added[i] = added[i] + S[r, i]
+                added[i] = added[i] + S[k, i]
         for i in T.vectorized(lanes):
             CARRY[i] = exp(MOST[i] - top[i])
         for i in T.vectorized(lanes):
             TOTAL[i] = TOTAL[i] * CARRY[i] + added[i]
+        for i in T.vectorized(lanes):
             MOST[i] = top[i]
 
     return nest
 
 
-def weigh(symbol: str, rows: int, lanes: int, width: int, base: str) -> Any:
-    """A function (p, v, vat, y, yat, b, keys, chunks): y[yat[i] + c] = base + sum_s p[s, i] * v[vat[s] + c].
+def weigh(symbol: str, size: int, stride: int, lanes: int, rows: int, width: int) -> Any:
+    """A function (s, values, acc, carry, keys, tiles): acc = acc * carry + s^T values, for tiles * rows of the lanes.
 
-    p: float32[keys, lanes], of which the first `rows` columns from the pointer given are used; vat: int64[keys];
-    c runs over chunks * width columns. base: carry (y * b[i]: y holds earlier blocks' sums), add (b[yat[i] + c])
-    or none (b is not read).
+    s: float32[keys, lanes]; values: float32, `keys` rows of `size` elements, `stride` apart; acc: float32[lanes, size];
+    carry: float32[lanes].
     """
-
-    def result(Y: Any, B: Any, at: Any, i: Any, dot: Any) -> Any:
-        if base == "carry":
-            return Y[at] * B[T.cast(i, "int64")] + dot
-        return B[at] + dot if base == "add" else dot
+    width = divisor(size, width)
 
     @T.prim_func(s_tir=True)
     def nest(
-        p: T.handle("float32"),
-        v: T.handle("float32"),
-        vat: T.handle("int64"),
-        y: T.handle("float32"),
-        yat: T.handle("int64"),
-        b: T.handle("float32"),
+        s: T.handle("float32"),
+        values: T.handle("float32"),
+        acc: T.handle("float32"),
+        carry: T.handle("float32"),
         keys: T.int32,
-        chunks: T.int32,
+        tiles: T.int32,
     ):
         T.func_attr({"global_symbol": symbol, "tirx.noalias": True})
-        P = T.decl_buffer((keys, lanes), "float32", data=p, align=4)
-        V = T.decl_buffer((T.int64(FAR),), "float32", data=v, align=4)
-        VAT = T.decl_buffer((keys,), "int64", data=vat, align=8)
-        Y = T.decl_buffer((T.int64(FAR),), "float32", data=y, align=4)
-        YAT = T.decl_buffer((rows,), "int64", data=yat, align=8)
-        B = T.decl_buffer((T.int64(FAR),), "float32", data=b, align=4)
-        C = T.sblock_alloc_buffer((chunks, rows, width), "float32")
-        for c, i, j, l in T.grid(chunks, rows, width, keys):
-            with T.sblock("dot"):
-                vc, vi, vj, vs = T.axis.remap("SSSR", [c, i, j, l])
-                with T.init():
-                    C[vc, vi, vj] = T.float32(0)
-                C[vc, vi, vj] = C[vc, vi, vj] + P[vs, vi] * V[VAT[vs] + T.cast(vc * width + vj, "int64")]
-        for c, i, j in T.grid(chunks, rows, width):
-            with T.sblock("store"):
-                vc, vi, vj = T.axis.remap("SSS", [c, i, j])
-                Y[YAT[vi] + T.cast(vc * width + vj, "int64")] = result(
-                    Y, B, YAT[vi] + T.cast(vc * width + vj, "int64"), vi, C[vc, vi, vj]
-                )
-
-    schedule = s_tir.Schedule(nest)
-    dot, store = schedule.get_sblock("dot"), schedule.get_sblock("store")
-    chunk, *inner = schedule.get_loops(store)
-    shape(schedule, inner)
-    schedule.compute_at(dot, chunk, preserve_unit_loops=True)
-    *axes, key = schedule.get_loops(dot)[1:]
-    schedule.reorder(key, *axes)
-    shape(schedule, axes)
-    init = schedule.decompose_reduction(dot, key)
-    shape(schedule, schedule.get_loops(init)[1:])
-    return next(iter(schedule.mod.functions.values()))
-
-
-def finish(symbol: str, size: int) -> Any:
-    """A function (y, yat, sum, rows): each row of `size` divided by its sum; a row that saw no key stays zero."""
-
-    @T.prim_func(s_tir=True)
-    def nest(y: T.handle("float32"), yat: T.handle("int64"), total: T.handle("float32"), rows: T.int32):
-        T.func_attr({"global_symbol": symbol, "tirx.noalias": True})
-        Y = T.decl_buffer((T.int64(FAR),), "float32", data=y, align=4)
-        YAT = T.decl_buffer((rows,), "int64", data=yat, align=8)
-        TOTAL = T.decl_buffer((rows,), "float32", data=total, align=4)
-        factor = T.sblock_alloc_buffer((1,), "float32")
-        for i in T.serial(rows):
-            factor[0] = T.Select(TOTAL[i] > T.float32(0), T.float32(1) / TOTAL[i], T.float32(0))
-            for j in T.serial(size):
-                Y[YAT[i] + T.cast(j, "int64")] = Y[YAT[i] + T.cast(j, "int64")] * factor[0]
+        S = T.decl_buffer((keys, lanes), "float32", data=s, align=4)
+        VALUES = T.decl_buffer((keys * stride,), "float32", data=values, align=4)
+        ACC = T.decl_buffer((lanes, size), "float32", data=acc, align=4)
+        CARRY = T.decl_buffer((lanes,), "float32", data=carry, align=4)
+        for chunk, tile in T.grid(size // width, tiles):
+            sums = T.alloc_buffer((rows, width), "float32", scope="global")
+            for r in T.unroll(rows):
+                for j in T.vectorized(width):
+                    sums[r, j] = ACC[tile * rows + r, chunk * width + j] * CARRY[tile * rows + r]
+            for k in T.serial(keys):
+                for r in T.unroll(rows):
+                    for j in T.vectorized(width):
+                        sums[r, j] = sums[r, j] + S[k, tile * rows + r] * VALUES[k * stride + chunk * width + j]
+            for r in T.unroll(rows):
+                for j in T.vectorized(width):
+                    ACC[tile * rows + r, chunk * width + j] = sums[r, j]
 
     return nest
+
+
+def merge(symbol: str, size: int, lanes: int) -> Any:
+    """A function (acc, most, total, y, step, parts): one row's result from the sums of up to PARTS stretches of keys.
+
+    y = sum_p exp(most[p] - top) * acc[p] / sum_p exp(most[p] - top) * total[p], part p lying p * step elements on;
+    zero for a row that saw no key. acc: float32[size] in each part; most, total: one float32 in each part.
+    """
+    width = divisor(size, lanes)
+
+    @T.prim_func(s_tir=True)
+    def nest(
+        acc: T.handle("float32"),
+        most: T.handle("float32"),
+        total: T.handle("float32"),
+        y: T.handle("float32"),
+        step: T.int64,
+        parts: T.int32,
+    ):
+        T.func_attr({"global_symbol": symbol, "tirx.noalias": True})
+        ACC = T.decl_buffer((T.int64(FAR),), "float32", data=acc, align=4)
+        MOST = T.decl_buffer((T.int64(FAR),), "float32", data=most, align=4)
+        TOTAL = T.decl_buffer((T.int64(FAR),), "float32", data=total, align=4)
+        Y = T.decl_buffer((size,), "float32", data=y, align=4)
+        weight = T.alloc_buffer((PARTS,), "float32", scope="global")
+        top = T.sblock_alloc_buffer((1,), "float32")
+        sum_ = T.sblock_alloc_buffer((1,), "float32")
+        mixed = T.sblock_alloc_buffer((width,), "float32")
+        for p in T.serial(PARTS):
+            weight[p] = T.float32(0)
+        top[0] = T.float32(BOTTOM)
+        sum_[0] = T.float32(0)
+        for p in T.serial(parts):
+            top[0] = T.max(top[0], MOST[T.cast(p, "int64") * step])
+        for p in T.serial(parts):
+            weight[p] = exp(MOST[T.cast(p, "int64") * step] - top[0])
+            sum_[0] = sum_[0] + weight[p] * TOTAL[T.cast(p, "int64") * step]
+        sum_[0] = T.Select(sum_[0] > T.float32(0), T.float32(1) / sum_[0], T.float32(0))
+        for c in T.serial(size // width):
+            for j in T.vectorized(width):
+                mixed[j] = T.float32(0)
+            for p in T.serial(parts):
+                for j in T.vectorized(width):
+                    mixed[j] = mixed[j] + weight[p] * ACC[T.cast(p, "int64") * step + T.cast(c * width + j, "int64")]
+            for j in T.vectorized(width):
+                Y[c * width + j] = mixed[j] * sum_[0]
+
+    return nest
+
+
+def panel(
+    name: str, widths: tuple[int, int], value: int, strides: tuple[int, int, int], lanes: int, schedule: Schedule
+) -> list[Any]:
+    """The three functions of one width of panel; strides: of both parts of a key and of a value."""
+    keys, unroll, rows, width = (int(schedule[knob]) for knob in ("keys", "unroll", "tile", "width"))
+    return [
+        score(f"{name}_score", widths, strides[:2], lanes, keys, unroll),
+        soften(f"{name}_soften", lanes),
+        weigh(f"{name}_weigh", value, strides[2], lanes, rows, width),
+    ]
+
+
+def grouped(kernel: Kernel, schedule: Schedule, isa: Isa, prefix: str) -> Sequence[Any]:
+    """In the order of runtime/attention.cc: panels of few rows, of many, merge."""
+    key, value = kernel["dk"], kernel["dv"]
+    sizes = (key, 0), value, (key, 0, value)
+    return [
+        *panel(f"{prefix}_few", *sizes, int(schedule["few"]), schedule),
+        *panel(f"{prefix}_many", *sizes, int(schedule["many"]), schedule),
+        merge(f"{prefix}_merge", value, isa.lanes),
+    ]
+
+
+def latent(kernel: Kernel, schedule: Schedule, isa: Isa, prefix: str) -> Sequence[Any]:
+    """In the order of runtime/attention.cc's LatentFunction."""
+    nope, rope, width, value = (kernel[name] for name in ("nope", "rope", "latent", "value"))
+    nr, few, many = (int(schedule[knob]) for knob in ("nr", "few", "many"))
+    absorbed = (width, rope), width, (width, rope, width)
+    expanded = panel(f"{prefix}_keys", (nope, rope), value, (padded(nope, nr), rope, padded(value, nr)), many, schedule)
+    turned = rotary.rotate(f"{prefix}_rotate", rope, isa.lanes, kernel["pairs_in"], kernel["pairs_out"])
+    return [
+        *panel(f"{prefix}_few", *absorbed, few, schedule),
+        *panel(f"{prefix}_many", *absorbed, many, schedule),
+        expanded[0],
+        expanded[2],
+        merge(f"{prefix}_merge_latent", width, isa.lanes),
+        merge(f"{prefix}_merge_value", value, isa.lanes),
+        turned,
+        *products(f"{prefix}_nope", nope, nr, isa),
+        *products(f"{prefix}_latent", width, nr, isa),
+    ]
+
+
+def products(name: str, k: int, nr: int, isa: Isa) -> list[Any]:
+    """The matmul tile for each of HEIGHTS."""
+    return [tile(f"{name}{rows}", rows, k, nr, isa.lanes, unroll=2) for rows in HEIGHTS]
+
+
+def padded(size: int, to: int) -> int:
+    return -(-size // to) * to
+
+
+BUILDERS: Mapping[str, Callable[[Kernel, Schedule, Isa, str], Sequence[Any]]] = {
+    "attention": grouped,
+    "latent_attention": latent,
+}

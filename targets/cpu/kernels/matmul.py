@@ -6,21 +6,21 @@ element offsets, so a gather by expert or a cache with holes costs nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
-from tvm import s_tir
 from tvm.script import tirx as T
 
+from ...base import Kernel, Schedule
+from ..isa import Isa
 from .exponential import silu
 
 # A length no buffer reaches: extents of gathered operands are the caller's business.
 FAR = 1 << 40
-
-
-def heights(most: int) -> tuple[int, ...]:
-    """Row counts worth a function of their own: any count is a short sum of these."""
-    return tuple(sorted({height for height in (1, 2, 4, 8) if height < most} | {most}))
+LINE = 16  # float32 in a cache line
+# Sums that must be under way to keep two adders of four cycles busy.
+CHAINS = 8
 
 
 def divisor(size: int, most: int) -> int:
@@ -28,24 +28,34 @@ def divisor(size: int, most: int) -> int:
     return next(part for part in range(min(size, most), 0, -1) if size % part == 0)
 
 
-def tile(symbol: str, rows: int, k: int, nr: int, unroll: int, parts: int = 1, finish: str = "store") -> Any:
-    """A function (x, xat, w, y, yat, residual, panels): y[yat[i] + p*width + j] = finish(sum_k x[xat[i] + k] * w[p, k, j]).
+def prefetch(element: Any) -> Any:
+    """Ask for the cache line that holds a buffer's element; harmless beyond the buffer's end."""
+    read, keep, data = T.int32(0), T.int32(3), T.int32(1)
+    return T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(element), read, keep, data)
 
-    x, w, y, residual: float32; xat, yat: int64[rows] element offsets; w: [panels, k, nr].
-    finish: store (width nr), add (plus residual, at y's offsets) or swiglu (silu of the panel's first half times
-    its second, width nr/2). parts: independent sums over k, for a single row that would wait on its own adds.
+
+def tile(symbol: str, rows: int, k: int, nr: int, lanes: int, unroll: int = 1, ahead: int = 0, finish: str = "store") -> Any:
+    """A function (x, xat, w, y, yat, extra, panels): y[yat[i] + p*width + j] = finish(sum_k x[xat[i] + k] * w[p, k, j]).
+
+    x, w, y: float32; xat, yat: int64[rows] element offsets; w: [panels, k, nr], asked for `ahead` steps of k early.
+    finish: store, add (plus extra, float32 at y's offsets), accumulate (plus y itself, the sum times extra[i],
+    float32[rows]), all of width nr, or swiglu (silu of the panel's first half times its second, width nr/2).
     """
-    parts = divisor(k, parts)
-    steps = k // parts
+    vectors, lines = nr // lanes, max(nr // LINE, 1) if ahead else 0
+    # Few rows would wait on their own adds, so each of several sums takes every so-manieth k.
+    parts = divisor(k, max(1, CHAINS // (rows * vectors)))
+    unroll = divisor(k // parts, unroll)
     width = nr // 2 if finish == "swiglu" else nr
 
-    def result(sums: Any, residual: Any, at: Any, p: Any, i: Any, j: Any) -> Any:
+    def result(C: Any, Y: Any, E: Any, at: Any, i: Any, j: Any) -> Any:
         def total(column: Any) -> Any:
-            return reduce(lambda a, b: a + b, [sums[p, part, i, column] for part in range(parts)])
+            return reduce(lambda a, b: a + b, [C[part * rows + i, column] for part in range(parts)])
 
         if finish == "swiglu":
             return silu(total(j)) * total(j + width)
-        return total(j) + residual[at] if finish == "add" else total(j)
+        if finish == "accumulate":
+            return Y[at] + E[T.cast(i, "int64")] * total(j)
+        return total(j) + E[at] if finish == "add" else total(j)
 
     @T.prim_func(s_tir=True)
     def nest(
@@ -54,7 +64,7 @@ def tile(symbol: str, rows: int, k: int, nr: int, unroll: int, parts: int = 1, f
         w: T.handle("float32"),
         y: T.handle("float32"),
         yat: T.handle("int64"),
-        residual: T.handle("float32"),
+        extra: T.handle("float32"),
         panels: T.int32,
     ):
         T.func_attr({"global_symbol": symbol, "tirx.noalias": True})
@@ -63,42 +73,33 @@ def tile(symbol: str, rows: int, k: int, nr: int, unroll: int, parts: int = 1, f
         W = T.decl_buffer((panels, k, nr), "float32", data=w, align=4)
         Y = T.decl_buffer((T.int64(FAR),), "float32", data=y, align=4)
         YAT = T.decl_buffer((rows,), "int64", data=yat, align=8)
-        R = T.decl_buffer((T.int64(FAR),), "float32", data=residual, align=4)
-        C = T.sblock_alloc_buffer((panels, parts, rows, nr), "float32")
-        for p, u, i, j, l in T.grid(panels, parts, rows, nr, steps):
-            with T.sblock("dot"):
-                vp, vu, vi, vj, vk = T.axis.remap("SSSSR", [p, u, i, j, l])
-                with T.init():
-                    C[vp, vu, vi, vj] = T.float32(0)
-                C[vp, vu, vi, vj] = (
-                    C[vp, vu, vi, vj]
-                    + X[XAT[vi] + T.cast(vk * parts + vu, "int64")] * W[vp, vk * parts + vu, vj]
-                )
-        for p, i, j in T.grid(panels, rows, width):
-            with T.sblock("store"):
-                vp, vi, vj = T.axis.remap("SSS", [p, i, j])
-                Y[YAT[vi] + T.cast(vp * width + vj, "int64")] = result(
-                    C, R, YAT[vi] + T.cast(vp * width + vj, "int64"), vp, vi, vj
-                )
+        E = T.decl_buffer((T.int64(FAR),), "float32", data=extra, align=4)
+        for p in T.serial(panels):
+            C = T.alloc_buffer((parts * rows, nr), "float32", scope="global")
+            for i in T.unroll(parts * rows):
+                for v in T.unroll(vectors):
+                    for j in T.vectorized(lanes):
+                        C[i, v * lanes + j] = T.float32(0)
+            for step in T.serial(k // parts // unroll):
+                for u in T.unroll(unroll * parts):
+                    for line in T.unroll(lines):
+                        T.evaluate(prefetch(W[p, step * unroll * parts + u + ahead, line * LINE]))
+                    for i in T.unroll(rows):
+                        for v in T.unroll(vectors):
+                            for j in T.vectorized(lanes):
+                                C[u % parts * rows + i, v * lanes + j] = (
+                                    C[u % parts * rows + i, v * lanes + j]
+                                    + X[XAT[i] + T.cast(step * unroll * parts + u, "int64")]
+                                    * W[p, step * unroll * parts + u, v * lanes + j]
+                                )
+            for i in T.unroll(rows):
+                for v in T.unroll(width // lanes):
+                    for j in T.vectorized(lanes):
+                        Y[YAT[i] + T.cast(p * width + v * lanes + j, "int64")] = result(
+                            C, Y, E, YAT[i] + T.cast(p * width + v * lanes + j, "int64"), i, v * lanes + j
+                        )
 
-    return keep_in_registers(nest, unroll)
-
-
-def keep_in_registers(nest: Any, unroll: int) -> Any:
-    """Sums in vectors, rows unrolled, k innermost around them, the store right after its panel."""
-    schedule = s_tir.Schedule(nest)
-    dot, store = schedule.get_sblock("dot"), schedule.get_sblock("store")
-    panel, *inner = schedule.get_loops(store)
-    shape(schedule, inner)
-    schedule.compute_at(dot, panel, preserve_unit_loops=True)
-    *axes, k = schedule.get_loops(dot)[1:]
-    outer, step = schedule.split(k, [None, divisor(int(schedule.get(k).extent), unroll)])
-    schedule.reorder(outer, step, *axes)
-    schedule.unroll(step)
-    shape(schedule, axes)
-    init = schedule.decompose_reduction(dot, outer)
-    shape(schedule, schedule.get_loops(init)[1:])
-    return next(iter(schedule.mod.functions.values()))
+    return nest
 
 
 def shape(schedule: Any, loops: Any) -> None:
@@ -106,3 +107,24 @@ def shape(schedule: Any, loops: Any) -> None:
     for loop in loops[:-1]:
         schedule.unroll(loop)
     schedule.vectorize(loops[-1])
+
+
+FINISH = {
+    "linear": "store",
+    "linear_add": "add",
+    "linear_swiglu": "swiglu",
+    "grouped_swiglu": "swiglu",
+    "grouped_combine": "accumulate",
+}
+
+
+def tiles(kernel: Kernel, schedule: Schedule, isa: Isa, prefix: str) -> Sequence[Any]:
+    """Tiles of 1, 2, .. mr rows: whatever rows there are split into nearly equal heights."""
+    nr, mr, unroll, ahead = (int(schedule[knob]) for knob in ("nr", "mr", "unroll", "ahead"))
+    return [
+        tile(f"{prefix}_{rows}", rows, kernel["k"], nr, isa.lanes, unroll, ahead, FINISH[kernel.kind])
+        for rows in range(1, mr + 1)
+    ]
+
+
+BUILDERS = dict.fromkeys(FINISH, tiles)

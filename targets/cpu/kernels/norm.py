@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tvm.script import tirx as T
 
+from ...base import Kernel, Schedule
+from ..isa import Isa
+from . import rotary
 from .matmul import divisor
+
+
+# Of squares summed side by side.
+VECTORS = 4
+
+
+def tree(terms: Sequence[Any]) -> Any:
+    """Their sum, in pairs, so that it takes few steps one after the other."""
+    half = len(terms) // 2
+    return tree(terms[:half]) + tree(terms[half:]) if half else terms[0]
 
 
 def rms(symbol: str, size: int, lanes: int) -> Any:
     """A function (x, w, y, eps, rows, xstep, ystep): y = w * x / sqrt(mean(x**2) + eps), rows that many elements apart."""
-    width = divisor(size, 4 * lanes)
+    width = divisor(size, VECTORS * lanes)
     chunks = size // width
 
     @T.prim_func(s_tir=True)
@@ -36,12 +50,24 @@ def rms(symbol: str, size: int, lanes: int) -> Any:
             for c in T.serial(chunks):
                 for j in T.vectorized(width):
                     square[j] = square[j] + X[i * xstep + c * width + j] * X[i * xstep + c * width + j]
-            factor[0] = T.float32(0)
-            for j in T.unroll(width):
-                factor[0] = factor[0] + square[j]
-            factor[0] = T.float32(1) / T.sqrt(factor[0] / T.float32(size) + eps)
+            factor[0] = T.float32(1) / T.sqrt(tree([square[j] for j in range(width)]) / T.float32(size) + eps)
             for c in T.serial(chunks):
                 for j in T.vectorized(width):
                     Y[i * ystep + c * width + j] = X[i * xstep + c * width + j] * factor[0] * W[c * width + j]
 
     return nest
+
+
+def rms_norm(kernel: Kernel, schedule: Schedule, isa: Isa, prefix: str) -> Sequence[Any]:
+    return [rms(f"{prefix}_rms", kernel["n"], isa.lanes)]
+
+
+def latent_write(kernel: Kernel, schedule: Schedule, isa: Isa, prefix: str) -> Sequence[Any]:
+    turned = rotary.rotate(f"{prefix}_rotate", kernel["r"], isa.lanes, kernel["pairs_in"], kernel["pairs_out"])
+    return [rms(f"{prefix}_rms", kernel["c"], isa.lanes), turned]
+
+
+BUILDERS: Mapping[str, Callable[[Kernel, Schedule, Isa, str], Sequence[Any]]] = {
+    "rms_norm": rms_norm,
+    "latent_write": latent_write,
+}

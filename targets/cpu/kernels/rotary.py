@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tvm.script import tirx as T
 
+from ...base import Kernel, Schedule
+from ..isa import Isa
 from .matmul import divisor
 
 
@@ -13,6 +16,7 @@ def rotate(symbol: str, size: int, lanes: int, pairs_in: int, pairs_out: int) ->
     """A function (x, cos, sin, y): float32[size], [size/2], [size/2], [size].
 
     Pairs are neighbours (0) or lie half a row apart (1): o1 = x1*cos - x2*sin, o2 = x1*sin + x2*cos.
+    pairs_in 2 means the caller never rotates.
     """
     half = size // 2
     width = divisor(half, lanes)
@@ -40,3 +44,10 @@ def rotate(symbol: str, size: int, lanes: int, pairs_in: int, pairs_out: int) ->
                 )
 
     return nest
+
+
+def rows(kernel: Kernel, schedule: Schedule, isa: Isa, prefix: str) -> Sequence[Any]:
+    return [rotate(f"{prefix}_rotate", kernel["r"], isa.lanes, kernel["pairs_in"], kernel["pairs_out"])]
+
+
+BUILDERS: Mapping[str, Callable[[Kernel, Schedule, Isa, str], Sequence[Any]]] = {"rotary": rows}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tvm.script import tirx as T
 
+from ...base import Kernel, Schedule
+from ..isa import Isa
 from .exponential import exp, sigmoid
 from .matmul import divisor
 
@@ -58,3 +61,20 @@ def softmax_scores(symbol: str, experts: int, lanes: int) -> Any:
                     P[i, c * width + j] = P[i, c * width + j] * one[0]
 
     return nest
+
+
+def gate(kernel: Kernel, schedule: Schedule, isa: Isa, prefix: str) -> Sequence[Any]:
+    scores = sigmoid_scores if kernel["sigmoid"] else softmax_scores
+    return [scores(f"{prefix}_scores", kernel["experts"], isa.lanes)]
+
+
+def nothing(kernel: Kernel, schedule: Schedule, isa: Isa, prefix: str) -> Sequence[Any]:
+    """Counting and copying are the runtime's own."""
+    return []
+
+
+BUILDERS: Mapping[str, Callable[[Kernel, Schedule, Isa, str], Sequence[Any]]] = {
+    "top_k_gate": gate,
+    "permute": nothing,
+    "append": nothing,
+}

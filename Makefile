@@ -1,0 +1,39 @@
+# make demo | test | bench: each makes the environment first if there is none. Nothing else is needed but python3.
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+COMPILERS := $(strip $(foreach name,c++ g++ clang++,$(shell command -v $(name) 2>/dev/null)))
+# Without a C++ compiler on PATH, the one in a wheel.
+COMMA := ,
+EXTRAS := dev$(if $(COMPILERS),,$(COMMA)toolchain)
+# The same version of PyTorch as everywhere, without the gigabytes for GPUs it has no use for here.
+TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1+cpu/p' pyproject.toml)
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+DEMO := build/demo
+
+.PHONY: demo test bench environment
+
+demo: $(STAMP)
+	$(BIN)/moec compile examples/deepseek_small --random-weights 0 --target cpu --budget 30s --force -o $(DEMO)
+	$(BIN)/moec run $(DEMO) --tokens 1,2,3 --max-new 32
+	$(BIN)/moec bench $(DEMO)
+
+test: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/pytest
+
+bench: $(STAMP)
+	$(BIN)/python -m pytest tests/benchmarks -s
+
+environment: $(STAMP)
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "needs Python 3.11 or later: make PYTHON=...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --retries 1 '$(TORCH)' --extra-index-url $(TORCH_INDEX) \
+	  || echo "no CPU build of PyTorch at hand: taking the index's own"
+	$(BIN)/python -m pip install --quiet -e '.[$(EXTRAS)]'
+	touch $@

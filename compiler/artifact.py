@@ -1,0 +1,178 @@
+"""An artifact on disk: written whole or not at all, verified before anything in it is opened."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from ..targets.cpu import isa
+from . import manifest as manifests
+from .blobs import Blobs, labels, nbytes
+from .interpret import WeightSource, evaluate_rows
+from .ir import Graph
+from .manifest import BadArtifact, File, Manifest
+from .onnx_graph import Naming, frontier, to_onnx
+
+MODEL = "model.onnx"
+# The oldest onnxruntime that runs functions where no kernel is registered, and the newest this was tested with.
+ONNXRUNTIME = {"oldest": "1.27", "tested": "1.32"}
+
+Verify = Literal["full", "size"]
+
+
+class OutputTaken(ValueError):
+    """The output folder holds something that may not be overwritten."""
+
+
+@contextmanager
+def writing(out: Path, force: bool = False) -> Iterator[Path]:
+    """A temporary folder beside `out` that takes its place when the block ends well, and vanishes otherwise.
+
+    With `force` an earlier artifact stays as it is until then. Raises OutputTaken where `out` is not empty and
+    not to be replaced, or, even with `force`, is not an artifact.
+    """
+    out = out.resolve()
+    _expect_free(out, force)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    try:
+        folder.chmod(0o755)
+        yield folder
+        _expect_free(out, force)
+        _swap(folder, out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _expect_free(out: Path, force: bool) -> None:
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise OutputTaken(f"{out} is a file; expected a folder, or a name that does not exist yet")
+    if not any(out.iterdir()):
+        return
+    if not force:
+        raise OutputTaken(f"{out} is not empty; give another -o, or --force to replace the artifact in it")
+    if not (out / manifests.NAME).is_file():
+        raise OutputTaken(f"{out} is not empty and no artifact, so --force leaves it alone; give another -o")
+
+
+def _swap(folder: Path, out: Path) -> None:
+    """Put `folder` in the place of `out`; what was there is gone only afterwards."""
+    if not out.exists() or not any(out.iterdir()):
+        os.replace(folder, out)
+        return
+    old = folder.with_suffix(".old")
+    os.replace(out, old)
+    os.replace(folder, out)
+    shutil.rmtree(old)
+
+
+def store(
+    folder: Path, graph: Graph, weights: WeightSource, naming: Naming, progress: Callable[[int, int], None]
+) -> dict[str, File]:
+    """Write the model and its weights, one slice of a tensor in memory at a time; gives the weight files.
+
+    naming: the op name of each region with a kernel (see onnx_graph). progress: called with bytes written and all.
+    Raises ValueError for a graph that ONNX cannot express.
+    """
+    values, stored, blobs = frontier(graph), {}, Blobs(folder)
+    total, done = sum(map(nbytes, values)), 0
+    for name, value in zip(labels(values), values):
+        stored[value] = blobs.add(name, value, evaluate_rows(value, weights))
+        done += stored[value].length
+        progress(done, total)
+    blobs.close()
+    (folder / MODEL).write_bytes(to_onnx(graph, stored, naming).SerializeToString())
+    return blobs.files
+
+
+def fingerprint(path: Path) -> File:
+    """Size and SHA-256 of a file."""
+    with path.open("rb") as file:
+        return File(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def verify(folder: Path, how: Verify = "full") -> Manifest:
+    """The manifest of a sound artifact that this machine can run; nothing is opened but to read or hash it.
+
+    "full" hashes every byte; "size" only compares sizes, for artifacts that cannot have changed.
+    Raises BadArtifact: newer schema; file missing, altered or outside the folder; unfit CPU or onnxruntime.
+    """
+    found = manifests.read(folder)
+    for name, file in found.files.items():
+        _expect_inside(folder, name, file)
+    if MODEL not in found.files:
+        raise BadArtifact(f"{folder / manifests.NAME} does not list {MODEL}; compile the model again")
+    if how == "full":
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            digests = pool.map(lambda name: fingerprint(folder / name), found.files)
+            for (name, file), actual in zip(found.files.items(), digests):
+                if actual != file:
+                    raise BadArtifact(f"{folder / name} was altered: its SHA-256 is not the manifest's; copy it again")
+    _expect_machine(folder, found)
+    return found
+
+
+def _expect_inside(folder: Path, name: str, file: File) -> None:
+    """A regular file directly in the folder, of the size the manifest gives."""
+    path = folder / name
+    if Path(name).name != name or name in ("", ".", ".."):
+        raise BadArtifact(f"{folder / manifests.NAME} lists {name!r}, which is no file name inside the artifact")
+    try:
+        status = path.lstat()
+    except OSError:
+        raise BadArtifact(f"{path} is missing; the artifact is incomplete: copy it again") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise BadArtifact(f"{path} is no regular file; links are not followed: copy what they lead to")
+    if status.st_size != file.size:
+        raise BadArtifact(f"{path} has {status.st_size} bytes, the manifest says {file.size}; copy it again")
+
+
+def _expect_machine(folder: Path, found: Manifest) -> None:
+    """This CPU has the instructions and this onnxruntime the interface that the artifact was built for."""
+    import onnxruntime
+
+    missing = sorted(set(found.target["features"]) - isa.cpu_flags())
+    if missing:
+        raise BadArtifact(
+            f"{folder} is built for {found.target.get('isa')}, but this CPU lacks {', '.join(missing)}; "
+            "compile the model for this machine, or name its level with --isa"
+        )
+    oldest = found.onnxruntime["oldest"]
+    if _release(onnxruntime.__version__) < _release(oldest):
+        raise BadArtifact(
+            f"{folder} needs onnxruntime {oldest} or newer, this is {onnxruntime.__version__}: upgrade it"
+        )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """1.32.0 as (1, 32)."""
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
+def open_session(folder: Path, found: Manifest, threads: int | None = None, kernels: bool = True) -> Any:
+    """An onnxruntime.InferenceSession on a verified artifact; weights are mapped, not read.
+
+    threads: of the session's intra-op pool, None for onnxruntime's choice. Without `kernels` the functions
+    behind the custom ops run instead: standard ops, slow, and the reference for the kernels.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    library = found.target.get("library")
+    if kernels and library:
+        options.register_custom_ops_library(str(folder / library))
+    return onnxruntime.InferenceSession(str(folder / MODEL), options, providers=["CPUExecutionProvider"])
+

@@ -1,0 +1,114 @@
+"""What an artifact says about itself: manifest.json, read strictly and written whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+NAME = "manifest.json"
+
+
+class BadArtifact(ValueError):
+    """A folder that is not a sound artifact for this machine; the text says what is wrong with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file of the artifact: its size in bytes and the SHA-256 of its content."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedKernel:
+    """One row of the kernel library; `why` tells where the schedule came from: exact, default or tuned."""
+
+    name: str
+    kernel: str
+    schedule: Mapping[str, int | str]
+    why: str
+    uses: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything `load` checks and `explain` shows. All sizes are in bytes.
+
+    source: name, family, hash. target: name, isa, features (as the CPU names them), library (file or None).
+    onnxruntime: the oldest release it loads in, the newest it was tested with. cache: bytes_per_token as stored,
+    and unfused_bytes_per_token with all heads' keys and values. proof: see proof.py; None where it was not run.
+    """
+
+    source: Mapping[str, str]
+    target: Mapping[str, Any]
+    onnxruntime: Mapping[str, str]
+    files: Mapping[str, File]
+    kernels: Sequence[PlannedKernel]
+    toolchain: Mapping[str, str]
+    cache: Mapping[str, int]
+    active_bytes_per_token: int
+    passes: Sequence[Mapping[str, Any]]
+    misses: Sequence[str] = ()
+    proof: Mapping[str, Any] | None = None
+    schema: int = SCHEMA
+
+    def write(self, folder: Path) -> None:
+        """Write manifest.json; the folder is not an artifact before that."""
+        text = json.dumps(asdict(self), indent=1, sort_keys=True)
+        (folder / NAME).write_text(text + "\n", encoding="utf-8")
+
+    def proven(self, proof: Mapping[str, Any]) -> Manifest:
+        """The manifest with the outcome of the comparison with PyTorch."""
+        return replace(self, proof=proof)
+
+    @property
+    def size(self) -> int:
+        """All bytes of the artifact's files, but for the manifest itself."""
+        return sum(file.size for file in self.files.values())
+
+
+def read(folder: Path) -> Manifest:
+    """The manifest of an artifact. Raises BadArtifact where there is none that this version understands."""
+    if not folder.is_dir():
+        raise BadArtifact(f"{folder} is not a folder; expected an artifact written by `moec compile`")
+    try:
+        content = json.loads((folder / NAME).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadArtifact(f"{folder} has no {NAME}; expected an artifact written by `moec compile`") from None
+    except (OSError, ValueError) as error:
+        raise BadArtifact(f"{folder / NAME} is not JSON: {error}; compile the model again") from None
+    return parse(content, folder / NAME)
+
+
+def parse(content: Any, path: Path) -> Manifest:
+    """A manifest from its JSON form; `path` is for messages. Raises BadArtifact."""
+    if not isinstance(content, dict) or not isinstance(content.get("schema"), int):
+        raise BadArtifact(f"{path} names no schema version, expected {SCHEMA} or lower; compile again")
+    if content["schema"] > SCHEMA:
+        raise BadArtifact(
+            f"{path} has schema {content['schema']}, this moec reads up to {SCHEMA}: use the moec that wrote it"
+        )
+    try:
+        listed = content["files"].items()
+        files = {str(name): File(int(each["size"]), str(each["sha256"])) for name, each in listed}
+        kernels = tuple(PlannedKernel(**each) for each in content["kernels"])
+        manifest = Manifest(**{**content, "files": files, "kernels": kernels})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BadArtifact(f"{path} lacks what schema {content['schema']} has: {error}; compile again") from None
+    _expect_types(manifest, path)
+    return manifest
+
+
+def _expect_types(manifest: Manifest, path: Path) -> None:
+    """The parts that `load` relies on have the types it relies on."""
+    wanted = {"target.features": list, "onnxruntime.oldest": str}
+    for place, kind in wanted.items():
+        section, _, name = place.partition(".")
+        value = getattr(manifest, section)
+        if not isinstance(value, dict) or not isinstance(value.get(name), kind):
+            raise BadArtifact(f"{path}: {place} is not the {kind.__name__} it should be; compile again")

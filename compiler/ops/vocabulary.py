@@ -1,0 +1,29 @@
+"""All ops by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..ir import Op
+from . import (
+    attention,
+    cache,
+    dense,
+    elementwise,
+    index,
+    latent,
+    layout,
+    norm,
+    reduce,
+    region,
+    routing,
+    shape,
+    sources,
+)
+
+_PRIMITIVE = (sources, elementwise, shape, reduce, index, dense, attention, cache, region, layout)
+_COMPOSED = (norm, routing, latent)
+
+OPS: Mapping[str, Op] = {
+    op.name: op for file in (*_PRIMITIVE, *_COMPOSED) for op in vars(file).values() if isinstance(op, Op)
+}

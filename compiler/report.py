@@ -1,0 +1,117 @@
+"""What a compilation did, as tables for people."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from .manifest import Manifest
+
+UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A manifest, where the artifact is (None: there is none), and how long each step took, in seconds."""
+
+    manifest: Manifest
+    out: Path | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def json(self) -> dict[str, Any]:
+        """For machines: everything the tables show, and more."""
+        return {"out": self.out and str(self.out), "seconds": dict(self.seconds), **asdict(self.manifest)}
+
+
+def size(count: float) -> str:
+    """Bytes as people read them: 1536 -> 1.5 KiB."""
+    for unit in UNITS:
+        if count < 1024 or unit == UNITS[-1]:
+            break
+        count /= 1024
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+
+
+def render(report: Report, misses: int = 5) -> RenderableType:
+    """The whole report: passes, kernels, and what came of it. misses: how many near misses to spell out."""
+    found = report.manifest
+    return Group(passes(found), kernels(found), outcome(report), *near(found, misses))
+
+
+def passes(found: Manifest) -> Table:
+    """Each pass, how often it fired, and its time."""
+    table = _table("pass", "fired", "nodes", "s")
+    for each in found.passes:
+        nodes = f"{each['nodes_before']} > {each['nodes_after']}"
+        table.add_row(str(each["name"]), str(each["fired"]), nodes, f"{each['seconds']:.2f}")
+    return table
+
+
+def kernels(found: Manifest) -> Table:
+    """Each kernel, how many nodes use it, its schedule and where that came from."""
+    table = _table("kernel", "uses", "schedule", "why")
+    for each in found.kernels:
+        schedule = " ".join(f"{knob}={value}" for knob, value in each.schedule.items())
+        table.add_row(each.kernel, str(each.uses), schedule, each.why)
+    return table
+
+
+def outcome(report: Report) -> Table:
+    """Sizes, bytes per token, and the comparison with PyTorch."""
+    found = report.manifest
+    table = Table(show_header=False, box=None, pad_edge=False)
+    latent, whole = (found.cache[name] for name in ("bytes_per_token", "unfused_bytes_per_token"))
+    unfused = f"all heads' keys and values: {size(whole)} ({_times(whole, latent)})"
+    table.add_row("cache", f"{size(latent)} a token; {unfused}")
+    table.add_row("active weights", f"{size(found.active_bytes_per_token)} a token")
+    if report.out is not None:
+        table.add_row("artifact", f"{report.out}: {size(found.size)} in {len(found.files)} files")
+        table.add_row("against PyTorch", proof(found.proof))
+    if report.seconds:
+        steps = ", ".join(f"{step} {seconds:.1f}" for step, seconds in report.seconds.items())
+        table.add_row("seconds", f"{sum(report.seconds.values()):.1f} ({steps})")
+    return table
+
+
+def proof(found: Mapping[str, Any] | None) -> str:
+    """The comparison with eager PyTorch in one line."""
+    if found is None:
+        return "not compared"
+    return (
+        f"error {found['max_error']:.1e} at most, {found['mean_error']:.1e} on average; "
+        f"{found['tokens_equal']} of {found['tokens']} greedy tokens equal"
+    )
+
+
+def near(found: Manifest, most: int) -> Iterable[Text]:
+    """Patterns that were nearly there, and why they were not taken."""
+    for miss in found.misses[:most]:
+        yield Text(f"near miss: {miss}", style="yellow")
+    if len(found.misses) > most:
+        yield Text(f"and {len(found.misses) - most} more near misses; see `moec explain`", style="yellow")
+
+
+def html(report: Report) -> str:
+    """The report as a page of its own."""
+    console = Console(record=True, width=160, file=io.StringIO())
+    console.print(render(report, misses=len(report.manifest.misses)))
+    return console.export_html()
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        number = column in ("fired", "uses", "s")
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
+    return table
+
+
+def _times(whole: float, part: float) -> str:
+    return f"{whole / part:.1f}x" if part else "no cache"

@@ -1,0 +1,138 @@
+"""Running an artifact: logits, and generation with the cache updated in place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import artifact
+from .ir import Array
+from .manifest import Manifest
+
+CHUNK = 512  # tokens of a prompt that go through the model at once, so its logits stay small
+
+Cache = Mapping[str, Array]
+
+
+def load(
+    folder: str | Path, threads: int | None = None, verify: artifact.Verify = "full", kernels: bool = True
+) -> Artifact:
+    """Verify an artifact, then open it in onnxruntime.
+
+    threads: of the session, None for onnxruntime's choice. verify: "full" hashes every byte, "size" does not.
+    kernels: False runs the standard-op functions instead of the kernel library.
+    Raises BadArtifact, with what is wrong, before anything is opened.
+    """
+    path = Path(folder).absolute()
+    found = artifact.verify(path, verify)
+    return Artifact(path, found, artifact.open_session(path, found, threads, kernels))
+
+
+class Artifact:
+    """A loaded model. `session` is the onnxruntime.InferenceSession, for whoever wants to use it directly."""
+
+    def __init__(self, folder: Path, manifest: Manifest, session: Any) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.session = session
+        inputs = {each.name: each.shape for each in session.get_inputs()}
+        self._caches = {name: shape for name, shape in inputs.items() if name.startswith("past.")}
+        self._language_model = "input_ids" in inputs
+
+    def cache(self, batch: int, rows: int) -> dict[str, Array]:
+        """Empty caches f32 [batch, heads, rows, width] by input name, with room for `rows` tokens."""
+        return {n: np.zeros((batch, int(s[1]), rows, int(s[3])), np.float32) for n, s in self._caches.items()}
+
+    def step(self, ids: Array, mask: Array, cache: Cache) -> Array:
+        """Logits f32 [B, T, vocab] of new tokens i64 [B, T]; their rows are written into `cache`, in place.
+
+        mask i64 [B, S+T] covers the S cached tokens and the new ones: 0 for padding, which is on the left.
+        """
+        binding = self.session.io_binding()
+        binding.bind_cpu_input("input_ids", np.ascontiguousarray(ids, np.int64))
+        binding.bind_cpu_input("attention_mask", np.ascontiguousarray(mask, np.int64))
+        for past, rows in cache.items():
+            place = ("cpu", 0, np.float32, rows.shape, rows.ctypes.data)
+            binding.bind_input(past, *place)
+            binding.bind_output(past.replace("past", "present", 1), *place)
+        binding.bind_output("logits", "cpu")
+        self.session.run_with_iobinding(binding)
+        return np.asarray(binding.get_outputs()[-1].numpy())
+
+    def logits(self, ids: Any, attention_mask: Any = None) -> Array:
+        """Logits f32 [B, T, vocab] of whole sequences i64 [B, T]; attention_mask i64 [B, T], left padding."""
+        ids, mask = self._prompt(ids, attention_mask)
+        return self.step(ids, mask, self.cache(*ids.shape))
+
+    def generate(
+        self,
+        ids: Any,
+        max_new_tokens: int,
+        attention_mask: Any = None,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        eos_token_id: int | None = None,
+    ) -> Array:
+        """The prompts i64 [B, T] and what follows, i64 [B, T + new]; greedy unless temperature is above 0.
+
+        attention_mask i64 [B, T]: 0 for padding, which is on the left. A sequence that said eos_token_id goes on
+        with it; generation ends when all have, or after max_new_tokens.
+        """
+        ids, mask = self._prompt(ids, attention_mask)
+        choose = Sampler(temperature, top_k, top_p, seed)
+        cache = self.cache(len(ids), ids.shape[1] + max_new_tokens)
+        done = np.zeros(len(ids), bool)
+        new, seen = ids, 0
+        for _ in range(max_new_tokens):
+            token = choose(self._last(new, mask, seen, cache))
+            token = np.where(done, eos_token_id or 0, token)
+            seen = ids.shape[1]
+            new = token[:, None]
+            ids, mask = np.hstack([ids, new]), np.hstack([mask, np.ones_like(new)])
+            done |= token == eos_token_id
+            if done.all():
+                break
+        return ids
+
+    def _last(self, new: Array, mask: Array, seen: int, cache: Cache) -> Array:
+        """Logits [B, vocab] of the last of the new tokens, in chunks."""
+        for start in range(0, new.shape[1], CHUNK):
+            chunk = new[:, start : start + CHUNK]
+            logits = self.step(chunk, mask[:, : seen + start + chunk.shape[1]], cache)
+        return np.asarray(logits[:, -1])
+
+    def _prompt(self, ids: Any, mask: Any) -> tuple[Array, Array]:
+        if not self._language_model:
+            raise ValueError(f"{self.folder} is no language model; use .session.run with its own inputs")
+        ids = np.asarray(ids, np.int64)
+        if ids.ndim != 2 or not ids.size:
+            raise ValueError(f"got token ids of shape {list(ids.shape)}, expected [batch, tokens], none 0")
+        mask = np.ones_like(ids) if mask is None else np.asarray(mask, np.int64)
+        if mask.shape != ids.shape:
+            raise ValueError(f"got an attention mask {list(mask.shape)} for token ids {list(ids.shape)}")
+        return ids, mask
+
+
+class Sampler:
+    """Chooses a token from logits [B, vocab]: the most likely, or a draw when temperature is above 0."""
+
+    def __init__(self, temperature: float, top_k: int | None, top_p: float, seed: int | None) -> None:
+        self._temperature, self._top_k, self._top_p = temperature, top_k, top_p
+        self._random = np.random.default_rng(seed)
+
+    def __call__(self, logits: Array) -> Array:
+        if self._temperature <= 0:
+            return np.asarray(np.argmax(logits, axis=-1))
+        order = np.argsort(-logits, axis=-1, kind="stable")[:, : self._top_k]
+        scaled = np.take_along_axis(logits, order, -1).astype(np.float64) / self._temperature
+        chance = np.exp(scaled - scaled[:, :1])
+        chance /= chance.sum(-1, keepdims=True)
+        # The most likely tokens up to a total chance of top_p; always the first.
+        chance[np.cumsum(chance, -1) - chance >= self._top_p] = 0
+        pick = [self._random.choice(row.size, p=row / row.sum()) for row in chance]
+        return np.take_along_axis(order, np.array(pick)[:, None], -1)[:, 0]

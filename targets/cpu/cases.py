@@ -1,0 +1,144 @@
+"""What to feed a kernel that is tried on its own, and what must come out, in numpy and double precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...compiler.ir import Array
+from ..base import Kernel
+
+Random = np.random.Generator
+Feeds = Sequence[Array]
+
+
+def no_weights(kernel: Kernel, random: Random) -> Mapping[int, Array]:
+    """For kernels that read none."""
+    return {}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """How to try one kind of kernel.
+
+    feeds(kernel, rows, random): operands that are no weights, for that many rows of tokens;
+    weights(kernel, random): the others by their place among all operands, not packed;
+    reference(kernel, operands): outputs, float64 or int64. tolerance: the largest error of a float output, relative
+    to its largest value. points: the counts of rows it is timed at.
+    """
+
+    feeds: Callable[[Kernel, int, Random], list[Array]]
+    reference: Callable[[Kernel, Feeds], list[Array]]
+    weights: Callable[[Kernel, Random], Mapping[int, Array]] = no_weights
+    tolerance: float = 1e-5
+    points: tuple[int, ...] = (1, 8, 64, 256)
+
+
+def operands(feeds: Feeds, weights: Mapping[int, Array]) -> list[Array]:
+    """All operands, every weight in its place."""
+    merged = list(feeds)
+    for index in sorted(weights):
+        merged.insert(index, weights[index])
+    return merged
+
+
+def uniform(random: Random, *shape: int) -> Array:
+    """float32 between -1 and 1. Big arrays repeat after a million values: making them would outlast trying them."""
+    values = random.random(min(int(np.prod(shape)), 1_000_003), np.float32) * np.float32(2) - np.float32(1)
+    return np.resize(values, shape)
+
+
+def silu(x: Array) -> Array:
+    """x * sigmoid(x)."""
+    return x / (1 + np.exp(-x))
+
+
+def swiglu(x: Array) -> Array:
+    """silu of the first half of the columns times the second."""
+    half = x.shape[-1] // 2
+    return silu(x[..., :half]) * x[..., half:]
+
+
+def linear_feeds(kernel: Kernel, rows: int, random: Random) -> list[Array]:
+    """x [rows, k] and, to add, a residual [rows, n]."""
+    residual = [uniform(random, rows, kernel["n"])] if kernel.kind == "linear_add" else []
+    return [uniform(random, rows, kernel["k"]), *residual]
+
+
+def linear_weights(kernel: Kernel, random: Random) -> Mapping[int, Array]:
+    """w [n, k]."""
+    return {1: uniform(random, kernel["n"], kernel["k"])}
+
+
+def linear(kernel: Kernel, operands: Feeds) -> list[Array]:
+    """x times w transposed, then swiglu or the residual."""
+    x, w, *residual = (operand.astype(np.float64) for operand in operands)
+    y = x @ w.T
+    if kernel.kind == "linear_swiglu":
+        return [swiglu(y)]
+    return [y + residual[0] if residual else y]
+
+
+def routing(kernel: Kernel, tokens: int, random: Random) -> list[Array]:
+    """order and ends of tokens that each chose `share` different experts."""
+    experts, share = kernel["experts"], kernel["share"]
+    chosen = np.argsort(random.random((tokens, experts)), axis=1)[:, :share].reshape(-1)
+    ends = np.cumsum(np.bincount(chosen, minlength=experts))
+    return [np.argsort(chosen, kind="stable").astype(np.int64), ends.astype(np.int64)]
+
+
+def grouped_weights(kernel: Kernel, random: Random) -> Mapping[int, Array]:
+    """w [experts, n, k]."""
+    return {3: uniform(random, kernel["experts"], kernel["n"], kernel["k"])}
+
+
+def grouped_swiglu_feeds(kernel: Kernel, rows: int, random: Random) -> list[Array]:
+    """x [rows, k], order, ends."""
+    return [uniform(random, rows, kernel["k"]), *routing(kernel, rows, random)]
+
+
+def grouped_combine_feeds(kernel: Kernel, rows: int, random: Random) -> list[Array]:
+    """y [rows * share, k], order, ends, weights [rows, share], and base [rows, n] if there is one."""
+    share, n = kernel["share"], kernel["n"]
+    base = [uniform(random, rows, n)] if kernel["base"] else []
+    y = uniform(random, rows * share, kernel["k"])
+    return [y, *routing(kernel, rows, random), uniform(random, rows, share), *base]
+
+
+def grouped(rows: Array, ends: Array, w: Array) -> Array:
+    """Every row times the weight of its expert."""
+    y = np.zeros((len(rows), w.shape[1]))
+    first = 0
+    for expert, end in enumerate(ends):
+        if first < end:
+            y[first:end] = rows[first:end].astype(np.float64) @ w[expert].astype(np.float64).T
+        first = end
+    return y
+
+
+def grouped_swiglu(kernel: Kernel, operands: Feeds) -> list[Array]:
+    """Gathered rows times their experts, then swiglu."""
+    x, order, ends, w = operands
+    return [swiglu(grouped(x[order // kernel["share"]], ends, w))]
+
+
+def grouped_combine(kernel: Kernel, operands: Feeds) -> list[Array]:
+    """Rows times their experts, added up by token with its weights."""
+    y, order, ends, w, weights, *base = operands
+    out = base[0].astype(np.float64) if base else np.zeros((len(weights), kernel["n"]))
+    scale = weights.reshape(-1)[order].astype(np.float64)
+    np.add.at(out, order // kernel["share"], grouped(y, ends, w) * scale[:, None])
+    return [out]
+
+
+LINEAR = Case(linear_feeds, linear, linear_weights)
+# kind -> its case; a new kind of kernel adds its line here.
+CASES: Mapping[str, Case] = {
+    "linear": LINEAR,
+    "linear_add": LINEAR,
+    "linear_swiglu": LINEAR,
+    "grouped_swiglu": Case(grouped_swiglu_feeds, grouped_swiglu, grouped_weights),
+    "grouped_combine": Case(grouped_combine_feeds, grouped_combine, grouped_weights),
+}

@@ -1,0 +1,89 @@
+"""From a kernel and a schedule to object code: loop nests written in TIR, lowered by TVM, compiled by LLVM.
+
+The functions come out with a plain C interface and nothing undefined, so the library needs no TVM to run. TVM and
+LLVM may crash or take minutes on an unlucky schedule: callers that explore run this in a process they can kill.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import s_tir, tirx
+
+from ..base import Emitted, Kernel, Schedule
+from .isa import Isa
+from .kernels import attention, matmul, norm, rotary, routing
+from .table import op_name
+
+# kind -> (kernel, schedule, isa, prefix) -> PrimFuncs, in the order the kind's C++ driver expects them.
+Builder = Callable[[Kernel, Schedule, Isa, str], Sequence[Any]]
+BUILDERS: Mapping[str, Builder] = {
+    **matmul.BUILDERS,
+    **attention.BUILDERS,
+    **norm.BUILDERS,
+    **rotary.BUILDERS,
+    **routing.BUILDERS,
+}
+
+
+def emit(kernel: Kernel, schedule: Schedule, isa: Isa) -> Emitted:
+    """Object code for one kernel. Raises ValueError for a kind without a builder."""
+    if kernel.kind not in BUILDERS:
+        raise ValueError(f"the cpu target has no {kernel.kind!r} kernel; there are {', '.join(sorted(BUILDERS))}")
+    functions = BUILDERS[kernel.kind](kernel, schedule, isa, f"moec_{op_name(kernel, schedule)}")
+    symbols = tuple(str(function.attrs["global_symbol"]) for function in functions)
+    return Emitted(kernel, schedule, object_code(dict(zip(symbols, functions)), isa), symbols)
+
+
+def object_code(functions: Mapping[str, Any], isa: Isa) -> bytes:
+    """A relocatable object holding these functions, each under its name."""
+    target = tvm.target.Target(
+        {
+            "kind": "llvm",
+            "mtriple": "x86_64-linux-gnu",
+            "mcpu": isa.llvm_cpu,
+            "mattr": list(isa.llvm_attributes),
+        }
+    )
+    module = tvm.get_global_func("target.build.llvm")(lower(functions, target), target)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.o"
+        module.write_to_file(str(path), "o")
+        return path.read_bytes()
+
+
+def lower(functions: Mapping[str, Any], target: Any) -> Any:
+    """TVM's own sequence for CPUs without the steps that would call TVM's runtime."""
+    steps = [
+        s_tir.transform.CanonicalizeLoop(),
+        s_tir.transform.LowerInitBlock(),
+        s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
+        s_tir.transform.ConvertBlocksToOpaque(),
+        s_tir.transform.CompactBufferAllocation(),
+        s_tir.transform.LowerMatchBuffer(),
+        tirx.transform.StmtSimplify(),
+        s_tir.transform.LowerOpaqueBlock(),
+        tirx.transform.FlattenBuffer(),
+        tirx.transform.NarrowDataType(32),
+        s_tir.transform.LoopPartition(),
+        tirx.transform.VectorizeLoop(True),
+        tirx.transform.StorageRewrite(),
+        s_tir.transform.HoistIfThenElse(),
+        tirx.transform.UnrollLoop(),
+        s_tir.transform.RenormalizeSplitPattern(),
+        tirx.transform.StmtSimplify(),
+        tirx.transform.RemoveNoOp(),
+        s_tir.transform.RewriteUnsafeSelect(),
+        tirx.transform.CommonSubexprElim(),
+        tirx.transform.VerifyMemory(),
+        tirx.transform.LowerIntrin(),
+    ]
+    plain = {
+        name: function.with_attr("target", target).with_attr("calling_conv", 0)
+        for name, function in functions.items()
+    }
+    return tvm.ir.transform.Sequential(steps)(tvm.IRModule(plain))

@@ -1,0 +1,68 @@
+"""Instruction sets: what LLVM may use, what a tile may assume, and what a CPU must say it has."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+CPU_INFO = Path("/proc/cpuinfo")
+
+
+@dataclass(frozen=True, slots=True)
+class Isa:
+    """One level of x86-64. lanes: float32 in a vector register; features: as Linux names them in /proc/cpuinfo."""
+
+    name: str
+    llvm_cpu: str
+    llvm_attributes: tuple[str, ...]
+    lanes: int
+    registers: int
+    features: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+V3_FEATURES = ("avx2", "fma", "bmi1", "bmi2", "f16c", "movbe", "abm")
+V3 = Isa("x86-64-v3", "x86-64-v3", (), 8, 16, V3_FEATURES)
+# LLVM would rather use half of each register on this level; the kernels are written for all of it.
+V4_FEATURES = ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
+V4 = Isa("x86-64-v4", "x86-64-v4", ("-prefer-256-bit",), 16, 32, V3_FEATURES + V4_FEATURES)
+# From the most capable to the least.
+ISAS = (V4, V3)
+
+
+def named(name: str) -> Isa:
+    """The instruction set of that name. Raises ValueError with the names there are."""
+    for isa in ISAS:
+        if isa.name == name:
+            return isa
+    raise ValueError(f"no instruction set is called {name!r}; there are {', '.join(map(str, ISAS))}")
+
+
+@cache
+def cpu_flags() -> frozenset[str]:
+    """What this CPU and its system offer, in Linux's words; empty where that can't be read."""
+    if platform.machine() not in ("x86_64", "AMD64") or not CPU_INFO.exists():
+        return frozenset()
+    lines = CPU_INFO.read_text().splitlines()
+    return frozenset(next((line.split(":", 1)[1] for line in lines if line.startswith("flags")), "").split())
+
+
+def supports(isa: Isa) -> bool:
+    """Whether code for isa runs on this machine."""
+    return cpu_flags().issuperset(isa.features)
+
+
+def host() -> Isa:
+    """The most capable instruction set this machine runs. Raises ValueError when it runs none."""
+    for isa in ISAS:
+        if supports(isa):
+            return isa
+    missing = sorted(set(ISAS[-1].features) - cpu_flags())
+    raise ValueError(
+        f"this machine runs no instruction set the cpu target knows: {ISAS[-1]} needs {', '.join(missing)}; "
+        f"compile for another machine by naming one of {', '.join(map(str, ISAS))}"
+    )

@@ -1,0 +1,219 @@
+// Attention over cached keys, latent (MLA) and grouped (GQA).
+//
+// Queries that see the same keys are the rows of one set: all heads and tokens over a latent cache, all tokens and
+// heads of a group over its keys. Rows stand side by side as the lanes of a panel, so a block of keys is read once
+// for all of them. A task takes some panels of a set over a stretch of its keys; stretches are merged at the end.
+#include <cstring>
+
+#include "attention.h"
+
+namespace moec {
+namespace {
+
+// --- latent attention ------------------------------------------------------------------------------------------
+
+enum LatentDim { HEADS, NOPE, ROPE, LATENT, VALUE, PAIRS_IN, PAIRS_OUT };
+enum LatentKnob { NR, FEW, MANY, TILE, BLOCK, SPAN, PATH };
+enum LatentInput { Q, COS, SIN, CACHE, ROTARY_KEYS, MASK, W_UK_Q, W_UK, W_UV };
+enum LatentFunction {
+  SCORE_FEW, SOFTEN_FEW, WEIGH_FEW, SCORE_MANY, SOFTEN_MANY, WEIGH_MANY, SCORE_KEYS, WEIGH_KEYS, MERGE_LATENT, MERGE_VALUE,
+  ROTATE, PROJECT_QUERY, PROJECT_LATENT = PROJECT_QUERY + kHeights
+};
+enum Path { AUTO, ABSORBED, MATERIALISED };
+enum Pairs { INTERLEAVED, HALVES, NONE };
+
+using Rotate = void (*)(const float* x, const float* cos, const float* sin, float* y);
+
+int64_t padded(int64_t size, int64_t to) { return (size + to - 1) / to * to; }
+
+struct Latent {
+  Call& call;
+  const int64_t heads, nope, rope, latent, value, nr;     // of the row
+  const int64_t latent_padded, nope_padded, value_padded;  // to whole panels of nr
+  const int64_t batch, tokens, keys, room;                 // of this call
+  const float *q, *cache, *rotary_keys;
+  const int64_t* mask;
+  float* rows = nullptr;  // queries ready for scores, row_step apart
+  int64_t row_step = 0;
+  float* mixed = nullptr;  // absorbed: latents mixed by weight, `latent` apart
+
+  explicit Latent(Call& call)
+      : call(call), heads(call.row.dims[HEADS]), nope(call.row.dims[NOPE]), rope(call.row.dims[ROPE]),
+        latent(call.row.dims[LATENT]), value(call.row.dims[VALUE]), nr(call.row.knobs[NR]),
+        latent_padded(padded(latent, nr)), nope_padded(padded(nope, nr)), value_padded(padded(value, nr)),
+        batch(call.in(Q).shape[0]), tokens(call.in(Q).shape[1]), keys(call.in(MASK).shape[1]),
+        room(call.in(CACHE).shape[2]), q(call.in(Q).as<float>()), cache(call.in(CACHE).as<float>()),
+        rotary_keys(call.in(ROTARY_KEYS).as<float>()), mask(call.in(MASK).as<int64_t>()) {}
+
+  template <class F>
+  F function(int i) const { return reinterpret_cast<F>(call.row.functions[i]); }
+  int64_t knob(LatentKnob i) const { return call.row.knobs[i]; }
+  int64_t width() const { return nope + rope; }
+  int64_t row(int64_t b, int64_t t, int64_t n) const { return (b * tokens + t) * heads + n; }
+};
+
+// Multiplications a head needs; both are halved alike by causality.
+bool absorbed_is_cheaper(const Latent& a) {
+  const int64_t project = a.latent * (a.nope + a.value);
+  const int64_t absorbed = a.tokens * (a.keys * (2 * a.latent + a.rope) + project);
+  const int64_t materialised = a.tokens * a.keys * (a.nope + a.rope + a.value) + a.keys * project;
+  return absorbed <= materialised;
+}
+
+// Turns the rotary part of each query and, absorbed, takes its other part into the space of the latents.
+void prepare(const Latent& a, bool absorbed) {
+  const auto rotate = a.function<Rotate>(ROTATE);
+  const Tensor &cos = a.call.in(COS), &sin = a.call.in(SIN);
+  const bool turned = a.call.row.dims[PAIRS_IN] != NONE;
+  const int64_t angle_step = turned && cos.shape[0] > 1 ? a.tokens : 0;
+  a.call.parallel(a.batch * a.heads, [&](size_t task) {
+    const int64_t b = task / a.heads, n = task % a.heads;
+    const float* q = a.q + a.row(b, 0, n) * a.width();
+    float* row = a.rows + a.row(b, 0, n) * a.row_step;
+    for (int64_t t = 0; t < a.tokens; ++t) {
+      const float* from = q + t * a.heads * a.width() + a.nope;
+      float* to = row + (t * a.heads + 1) * a.row_step - a.rope;
+      const int64_t angle = (b * angle_step + t) * (a.rope / 2);
+      if (turned) rotate(from, cos.as<float>() + angle, sin.as<float>() + angle, to);
+      else memcpy(to, from, a.rope * sizeof(float));
+    }
+    if (!absorbed) return;
+    const float* w = a.call.in(W_UK_Q).as<float>() + n * a.latent_padded * a.nope;
+    multiply(&a.call.row.functions[PROJECT_QUERY], q, a.heads * a.width(), w, row, a.heads * a.row_step, a.tokens,
+             a.latent_padded / a.nr);
+  });
+}
+
+// One value row of each head and token from its mixed latents.
+void project_values(const Latent& a, float* out) {
+  const bool direct = a.value == a.value_padded;
+  const int64_t tasks = a.batch * a.heads, step = a.heads * a.value;
+  float* spare = direct ? nullptr : a.call.scratch<float>(tasks * a.tokens * a.value_padded);
+  if (!direct && !spare) return;
+  a.call.parallel(tasks, [&](size_t task) {
+    const int64_t b = task / a.heads, n = task % a.heads;
+    const float* w = a.call.in(W_UV).as<float>() + n * a.value_padded * a.latent;
+    float* y = out + a.row(b, 0, n) * a.value;
+    float* padded = direct ? y : spare + task * a.tokens * a.value_padded;
+    multiply(&a.call.row.functions[PROJECT_LATENT], a.mixed + a.row(b, 0, n) * a.latent, a.heads * a.latent, w, padded,
+             direct ? step : a.value_padded, a.tokens, a.value_padded / a.nr);
+    for (int64_t t = 0; !direct && t < a.tokens; ++t)
+      memcpy(y + t * step, padded + t * a.value_padded, a.value * sizeof(float));
+  });
+}
+
+void absorbed(Latent& a, float* out) {
+  a.row_step = a.latent_padded + a.rope;
+  a.rows = a.call.scratch<float>(a.batch * a.tokens * a.heads * a.row_step);
+  a.mixed = a.call.scratch<float>(a.batch * a.tokens * a.heads * a.latent);
+  if (!a.rows || !a.mixed) return;
+  prepare(a, true);
+  const bool few = a.heads * a.tokens <= a.knob(FEW);
+  const int first = few ? SCORE_FEW : SCORE_MANY;
+  Form form{a.knob(few ? FEW : MANY), a.knob(TILE), a.latent + a.rope, a.latent, a.knob(BLOCK), a.knob(SPAN), 0,
+            a.function<Score>(first), a.function<Soften>(first + 1), a.function<Weigh>(first + 2),
+            a.function<Merge>(MERGE_LATENT)};
+  Job job{a.batch, a.heads * a.tokens, a.heads, 1, a.keys, a.tokens, kGroupRows, a.mask};
+  const float scale = a.call.row.reals[0];
+  attend(
+      a.call, form, job,
+      [&](int64_t b, int64_t row, float* column) {
+        const float* from = a.rows + (a.row(b, 0, 0) + row) * a.row_step;
+        column = spread(from, a.latent, scale, column, form.lanes);
+        spread(from + a.latent_padded, a.rope, scale, column, form.lanes);
+      },
+      [&](int64_t b, int64_t start, int64_t, float*) {
+        const float* latents = a.cache + (b * a.room + start) * a.latent;
+        return Block{latents, a.rotary_keys + (b * a.room + start) * a.rope, latents};
+      },
+      [&](int64_t b, int64_t row) { return a.mixed + (a.row(b, 0, 0) + row) * a.latent; });
+  if (!a.call.status()) project_values(a, out);
+}
+
+void materialised(Latent& a, float* out) {
+  a.row_step = a.rope;
+  a.rows = a.call.scratch<float>(a.batch * a.tokens * a.heads * a.row_step);
+  if (!a.rows) return;
+  prepare(a, false);
+  const int64_t block = a.knob(BLOCK), expanded = block * (a.nope_padded + a.value_padded);
+  Form form{a.knob(MANY), a.knob(TILE), a.width(), a.value, block, a.knob(SPAN), expanded, a.function<Score>(SCORE_KEYS),
+            a.function<Soften>(SOFTEN_MANY), a.function<Weigh>(WEIGH_KEYS), a.function<Merge>(MERGE_VALUE)};
+  Job job{a.batch * a.heads, a.tokens, 1, a.heads, a.keys, a.tokens, a.tokens, a.mask};
+  const float scale = a.call.row.reals[0];
+  void* const* project = &a.call.row.functions[PROJECT_LATENT];
+  attend(
+      a.call, form, job,
+      [&](int64_t set, int64_t t, float* column) {
+        const int64_t row = a.row(set / a.heads, t, set % a.heads);
+        column = spread(a.q + row * a.width(), a.nope, scale, column, form.lanes);
+        spread(a.rows + row * a.row_step, a.rope, scale, column, form.lanes);
+      },
+      [&](int64_t set, int64_t start, int64_t count, float* keys) {
+        const int64_t at = set / a.heads * a.room + start, n = set % a.heads;
+        const float* latents = a.cache + at * a.latent;
+        float* values = keys + block * a.nope_padded;
+        multiply(project, latents, a.latent, a.call.in(W_UK).as<float>() + n * a.nope_padded * a.latent, keys, a.nope_padded,
+                 count, a.nope_padded / a.nr);
+        multiply(project, latents, a.latent, a.call.in(W_UV).as<float>() + n * a.value_padded * a.latent, values,
+                 a.value_padded, count, a.value_padded / a.nr);
+        return Block{keys, a.rotary_keys + at * a.rope, values};
+      },
+      [&](int64_t set, int64_t t) { return out + a.row(set / a.heads, t, set % a.heads) * a.value; });
+}
+
+void latent_attention(Call& call) {
+  Latent a(call);
+  if (!fits(call, a.tokens, a.keys, a.room)) return;
+  float* out = call.out<float>(0, {a.batch, a.tokens, a.heads * a.value});
+  if (!out) return;
+  const int64_t path = a.knob(PATH);
+  call.count(sizeof(float) * a.heads * (a.latent_padded * a.nope + a.latent * a.value_padded));
+  (path == AUTO ? absorbed_is_cheaper(a) : path == ABSORBED) ? absorbed(a, out) : materialised(a, out);
+}
+
+// --- grouped attention -----------------------------------------------------------------------------------------
+
+enum GroupedDim { G_HEADS, G_GROUPS, G_KEY, G_VALUE };
+enum GroupedKnob { G_FEW, G_MANY, G_TILE, G_BLOCK, G_SPAN };
+
+void attention(Call& call) {
+  const int64_t *dims = call.row.dims, *knobs = call.row.knobs;
+  const Tensor &q = call.in(0), &keys = call.in(1), &values = call.in(2), &mask = call.in(3);
+  const int64_t heads = dims[G_HEADS], groups = dims[G_GROUPS], key = dims[G_KEY], value = dims[G_VALUE];
+  const int64_t batch = q.shape[0], tokens = q.shape[2], seen = mask.shape[1], room = keys.shape[2], share = heads / groups;
+  if (!fits(call, tokens, seen, room)) return;
+  float* out = call.out<float>(0, {batch, heads, tokens, value});
+  if (!out) return;
+  const bool few = share * tokens <= knobs[G_FEW];
+  void* const* functions = call.row.functions + (few ? 0 : 3);
+  Form form{knobs[few ? G_FEW : G_MANY], knobs[G_TILE], key, value, knobs[G_BLOCK], knobs[G_SPAN], 0,
+            reinterpret_cast<Score>(functions[0]), reinterpret_cast<Soften>(functions[1]),
+            reinterpret_cast<Weigh>(functions[2]), reinterpret_cast<Merge>(call.row.functions[6])};
+  Job job{batch * groups, share * tokens, share, groups, seen, tokens, kGroupRows, mask.as<int64_t>()};
+  const float scale = call.row.reals[0];
+  // Rows of a set go token by token; q and the result go head by head.
+  auto place = [=](int64_t set, int64_t row) { return (set * share + row % share) * tokens + row / share; };
+  attend(
+      call, form, job,
+      [&](int64_t set, int64_t row, float* column) {
+        spread(q.as<float>() + place(set, row) * key, key, scale, column, form.lanes);
+      },
+      [&](int64_t set, int64_t start, int64_t, float*) {
+        const int64_t at = set * room + start;
+        return Block{keys.as<float>() + at * key, nullptr, values.as<float>() + at * value};
+      },
+      [&](int64_t set, int64_t row) { return out + place(set, row) * value; });
+}
+
+constexpr Type latent_inputs[] = {F32, F32, F32, F32, F32, I64, F32, F32, F32};
+constexpr Type grouped_inputs[] = {F32, F32, F32, I64};
+constexpr Type one_output[] = {F32};
+
+}  // namespace
+
+namespace kind {
+// Without rotation cos and sin are absent.
+extern const Kind latent_attention = {"latent_attention", 1, 9, 1, latent_inputs, one_output, moec::latent_attention};
+extern const Kind attention = {"attention", 4, 4, 1, grouped_inputs, one_output, moec::attention};
+}  // namespace kind
+}  // namespace moec

@@ -1,0 +1,164 @@
+// What goes row by row: RMSNorm, rotary embedding, and writing rows into a cache.
+#include <algorithm>
+#include <cstring>
+
+#include "kernel.h"
+
+namespace moec {
+namespace {
+
+using Rms = void (*)(const float* x, const float* w, float* y, float eps, int32_t rows, int32_t xstep, int32_t ystep);
+using Rotate = void (*)(const float* x, const float* cos, const float* sin, float* y);
+
+enum Pairs { INTERLEAVED, HALVES, NONE };
+
+constexpr int64_t kTaskElements = 1 << 14;  // less is not worth another thread
+constexpr int64_t kCopyElements = 1 << 16;
+
+// f(first, last) over pieces of `count` rows, a piece being at least `elements` of them in total.
+template <class F>
+void by_rows(Call& call, int64_t count, int64_t width, int64_t elements, F&& f) {
+  const int64_t rows = std::max<int64_t>(1, elements / std::max<int64_t>(1, width));
+  call.parallel((count + rows - 1) / rows, [&](size_t task) {
+    const int64_t first = int64_t(task) * rows;
+    f(first, std::min(count, first + rows));
+  });
+}
+
+// --- rms_norm: x [.., width], w [n] -> [.., n], the norm of columns start .. start+n-1 ----------------------------
+
+enum NormDim { N, WIDTH, START };
+
+void rms_norm(Call& call) {
+  const Tensor& x = call.in(0);
+  const int64_t n = call.row.dims[N], width = call.row.dims[WIDTH];
+  int64_t shape[kMaxRank];
+  std::copy(x.shape, x.shape + x.rank, shape);
+  shape[x.rank - 1] = n;
+  auto y = static_cast<float*>(call.out(0, shape, x.rank));
+  if (!y) return;
+  const float* from = x.as<float>() + call.row.dims[START];
+  const auto rms = reinterpret_cast<Rms>(call.row.functions[0]);
+  by_rows(call, x.rows(), n, kTaskElements, [&](int64_t first, int64_t last) {
+    rms(from + first * width, call.in(1).as<float>(), y + first * n, float(call.row.reals[0]), int32_t(last - first),
+        int32_t(width), int32_t(n));
+  });
+}
+
+// --- rotary: x [B, N, T, r], cos and sin [B, T, r/2] or broadcast to x [B | 1, N | 1, T | 1, r/2] -----------------
+
+enum RotaryDim { SIZE };
+
+void rotary(Call& call) {
+  const Tensor &x = call.in(0), &cos = call.in(1), &sin = call.in(2);
+  const int64_t r = call.row.dims[SIZE];
+  auto y = static_cast<float*>(call.out(0, x.shape, x.rank));
+  if (!y) return;
+  if (x.rank != 4 || (cos.rank != 3 && cos.rank != 4))
+    return call.fail("x has rank %d and cos rank %d; expected 4, and 3 or 4", x.rank, cos.rank);
+  // How far the angles move with each of x's leading axes.
+  int64_t step[3], size = r / 2;
+  for (int axis = 2; axis >= 0; --axis) {
+    const bool absent = cos.rank == 3 && axis == 1;
+    const int64_t extent = absent ? 1 : cos.shape[cos.rank == 3 && axis ? axis - 1 : axis];
+    step[axis] = extent == 1 ? 0 : size;
+    size *= extent;
+  }
+  const auto rotate = reinterpret_cast<Rotate>(call.row.functions[0]);
+  by_rows(call, x.rows(), r, kTaskElements, [&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row) {
+      const int64_t outer = row / x.shape[2];
+      const int64_t at = row % x.shape[2] * step[2] + outer % x.shape[1] * step[1] + outer / x.shape[1] * step[0];
+      rotate(x.as<float>() + row * r, cos.as<float>() + at, sin.as<float>() + at, y + row * r);
+    }
+  });
+}
+
+// --- caches [B, h, L, d]: rows go to S .. S+T-1, S+T being what the mask [B, S+T] covers ---------------------------
+
+// Everything but the new rows, when the runtime gave another buffer.
+void keep_old(Call& call, const Tensor& past, float* present, int64_t start, int64_t tokens) {
+  if (present == past.data) return;
+  const int64_t room = past.shape[2], width = past.shape[3];
+  by_rows(call, past.rows(), width, kCopyElements, [&](int64_t first, int64_t last) {
+    while (first < last) {
+      const int64_t row = first % room;
+      int64_t stop = row < start ? start : room;
+      stop = std::min(last, first - row + stop);
+      if (row < start || row >= start + tokens)
+        memcpy(present + first * width, past.as<float>() + first * width, (stop - first) * width * sizeof(float));
+      else
+        stop = std::min(last, first - row + start + tokens);
+      first = stop;
+    }
+  });
+}
+
+bool fits(Call& call, int64_t tokens, int64_t seen, int64_t room) {
+  if (tokens <= seen && seen <= room) return true;
+  call.fail("the attention mask covers %lld tokens, which must be at least the %lld new ones and fit the cache's %lld rows",
+            (long long)seen, (long long)tokens, (long long)room);
+  return false;
+}
+
+void append(Call& call) {
+  const Tensor &past = call.in(0), &rows = call.in(1), &mask = call.in(2);
+  const int64_t tokens = rows.shape[2], start = mask.shape[1] - tokens, room = past.shape[2], width = past.shape[3];
+  if (!fits(call, tokens, mask.shape[1], room)) return;
+  auto present = static_cast<float*>(call.out(0, past.shape, past.rank));
+  if (!present) return;
+  keep_old(call, past, present, start, tokens);
+  if (!tokens) return;
+  by_rows(call, rows.rows(), width, kCopyElements, [&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row)
+      memcpy(present + (row / tokens * room + start + row % tokens) * width, rows.as<float>() + row * width,
+             width * sizeof(float));
+  });
+}
+
+// --- latent_write: kv [B, T, width] holds latents at column start and rotary keys behind them ----------------------
+
+enum WriteDim { C, R, KV_WIDTH, KV_START, PAIRS_IN, PAIRS_OUT };
+enum WriteInput { KV, W_NORM, COS, SIN, PAST_LATENT, PAST_KEYS, MASK };
+
+void latent_write(Call& call) {
+  const Tensor &kv = call.in(KV), &cos = call.in(COS), &past = call.in(PAST_LATENT), &past_keys = call.in(PAST_KEYS);
+  const int64_t *dims = call.row.dims, c = dims[C], r = dims[R], tokens = kv.shape[1], room = past.shape[2];
+  const int64_t seen = call.in(MASK).shape[1], start = seen - tokens;
+  if (!fits(call, tokens, seen, room)) return;
+  auto latents = static_cast<float*>(call.out(0, past.shape, past.rank));
+  auto keys = static_cast<float*>(call.out(1, past_keys.shape, past_keys.rank));
+  if (!latents || !keys) return;
+  keep_old(call, past, latents, start, tokens);
+  keep_old(call, past_keys, keys, start, tokens);
+  const auto rms = reinterpret_cast<Rms>(call.row.functions[0]);
+  const auto rotate = reinterpret_cast<Rotate>(call.row.functions[1]);
+  const bool turned = dims[PAIRS_IN] != NONE;
+  const int64_t angle_step = turned && cos.shape[0] > 1 ? tokens : 0;
+  by_rows(call, kv.shape[0] * tokens, c + r, kTaskElements, [&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row) {
+      const int64_t b = row / tokens, t = row % tokens, to = b * room + start + t;
+      const float* x = kv.as<float>() + row * dims[KV_WIDTH] + dims[KV_START];
+      rms(x, call.in(W_NORM).as<float>(), latents + to * c, float(call.row.reals[0]), 1, int32_t(c), int32_t(c));
+      const int64_t angle = (b * angle_step + t) * (r / 2);
+      if (turned) rotate(x + c, cos.as<float>() + angle, call.in(SIN).as<float>() + angle, keys + to * r);
+      else memcpy(keys + to * r, x + c, r * sizeof(float));
+    }
+  });
+}
+
+constexpr Type floats[] = {F32, F32, F32};
+constexpr Type append_inputs[] = {F32, F32, I64};
+constexpr Type write_inputs[] = {F32, F32, F32, F32, F32, F32, I64};
+
+}  // namespace
+
+namespace kind {
+extern const Kind rms_norm = {"rms_norm", 2, 2, 1, floats, floats, moec::rms_norm};
+extern const Kind rotary = {"rotary", 3, 3, 1, floats, floats, moec::rotary};
+extern const Kind append = {"append", 3, 3, 1, append_inputs, floats, moec::append, in_place<0, 0>};
+// Without rotation cos and sin are absent.
+extern const Kind latent_write = {"latent_write", 2, 7, 2, write_inputs, floats, moec::latent_write,
+                                  in_place<PAST_LATENT, 0, PAST_KEYS, 1>};
+}  // namespace kind
+}  // namespace moec

@@ -1,0 +1,130 @@
+"""The schedules worth trying for each kind of kernel, and which of their knobs the C++ drivers read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from ..base import Kernel, Schedule, Space
+from .isa import Isa
+
+# Rows of C++ and Python meet here: a driver finds these knobs, in this order, in Row::knobs.
+MATMUL_KNOBS = ("nr", "mr", "group", "grain")
+DRIVER_KNOBS: Mapping[str, tuple[str, ...]] = {
+    "linear": MATMUL_KNOBS,
+    "linear_add": MATMUL_KNOBS,
+    "linear_swiglu": MATMUL_KNOBS,
+    "grouped_swiglu": MATMUL_KNOBS,
+    "grouped_combine": MATMUL_KNOBS,
+    "attention": ("few", "many", "tile", "block", "span"),
+    "latent_attention": ("nr", "few", "many", "tile", "block", "span", "path"),
+    **dict.fromkeys(("rms_norm", "rotary", "latent_write", "append", "top_k_gate", "permute"), ()),
+}
+
+
+def space(kernel: Kernel, isa: Isa) -> Space:
+    """Every schedule worth trying for one kernel. Raises ValueError for a kind without a space."""
+    if kernel.kind not in SPACES:
+        raise ValueError(f"the cpu target has no {kernel.kind!r} kernel; there are {', '.join(sorted(SPACES))}")
+    return SPACES[kernel.kind](kernel, isa)
+
+
+def matmul(kernel: Kernel, isa: Isa) -> Space:
+    """nr: columns of a panel; mr: rows of the tallest tile; unroll: steps of k per turn; ahead: steps of k a weight
+    is asked for early (0: the hardware's own guess); group: rows that share one pass over a weight; grain: 1024
+    multiply-adds that are worth a task of their own.
+    """
+    paired = kernel.kind.endswith("swiglu")
+
+    def fits(schedule: Schedule) -> str | None:
+        vectors = int(schedule["nr"]) // isa.lanes
+        needed = (int(schedule["mr"]) + 1) * vectors + 1
+        return f"{needed} vector registers; {isa} has {isa.registers}" if needed > isa.registers else None
+
+    def halves(schedule: Schedule) -> str | None:
+        odd = paired and int(schedule["nr"]) // isa.lanes % 2
+        return f"nr={schedule['nr']} does not split into two halves of whole vectors" if odd else None
+
+    def narrow(schedule: Schedule) -> str | None:
+        wide = int(schedule["nr"]) > max(kernel["n"], 2 * isa.lanes)
+        return f"nr={schedule['nr']} is wider than n={kernel['n']}" if wide else None
+
+    def point(nr: int, mr: int, ahead: int = 0, grain: int = 1024) -> Schedule:
+        return {"nr": nr, "mr": mr, "unroll": 2, "ahead": ahead, "group": 256, "grain": grain}
+
+    lanes = isa.lanes
+    shapes = ((4, 6), (2, 8), (2, 12)) if isa.registers == 32 else ((2, 6), (2, 4), (2, 5))
+    good = [point(vectors * lanes, mr) for vectors, mr in shapes]
+    usable = [schedule for schedule in good if not narrow(schedule)] or [point(2 * lanes, 6)]
+    return Space(
+        choices={
+            "nr": [vectors * lanes for vectors in (1, 2, 3, 4, 8)],
+            "mr": [2, 3, 4, 5, 6, 7, 8, 12, 14],
+            "unroll": [1, 2, 4, 8],
+            "ahead": [0, 8, 16, 32, 64],
+            "group": [64, 128, 256, 512],
+            "grain": [256, 512, 1024, 2048, 4096],
+        },
+        default=usable[0],
+        known=usable[1:],
+        rules=(fits, halves, narrow),
+    )
+
+
+def attention(kernel: Kernel, isa: Isa) -> Space:
+    """few, many: lanes of a panel (query rows side by side) for a single token and for more; keys: keys whose scores
+    are in registers together; unroll: their steps; tile, width: rows and columns of values mixed together; block: keys
+    softened at a time; span: keys that are worth a task of their own to a full panel.
+    """
+    share = kernel["heads"] // (kernel["groups"] if kernel.kind == "attention" else 1)
+    few = min(2 * isa.lanes, max(4, 1 << (share - 1).bit_length()))
+
+    def vectors(size: int) -> int:
+        return -(-size // isa.lanes)
+
+    def fits(schedule: Schedule) -> str | None:
+        lanes, keys, tile, width = (int(schedule[knob]) for knob in ("many", "keys", "tile", "width"))
+        needed = max((keys + 1) * vectors(lanes), (tile + 1) * vectors(width)) + 1
+        return f"{needed} vector registers; {isa} has {isa.registers}" if needed > isa.registers else None
+
+    def tiled(schedule: Schedule) -> str | None:
+        uneven = int(schedule["few"]) % int(schedule["tile"]) or int(schedule["many"]) % int(schedule["tile"])
+        return f"tile={schedule['tile']} does not divide few and many" if uneven else None
+
+    default: dict[str, int | str] = {
+        **{"few": few, "many": 16, "keys": 8 if isa.lanes == 16 else 6, "unroll": 4},
+        **{"tile": min(few, 8 if isa.lanes == 16 else 4), "width": isa.lanes if isa.lanes == 16 else 2 * isa.lanes},
+        **{"block": 64, "span": 256},
+    }
+    choices: dict[str, list[int | str]] = {
+        **{"few": [few], "many": [8, 16, 32], "keys": [4, 5, 6, 8, 10, 12, 14], "unroll": [1, 2, 4, 8]},
+        **{"tile": [2, 4, 8, 16], "width": [isa.lanes * n for n in (1, 2, 4)]},
+        **{"block": [32, 64, 128, 256], "span": [128, 256, 512, 1024]},
+    }
+    return Space(choices, default, rules=(fits, tiled))
+
+
+def latent_attention(kernel: Kernel, isa: Isa) -> Space:
+    """attention's knobs; nr: columns of a panel of the projections. path says by which way results come: 0 the cheaper
+    one for each shape, 1 absorbed, 2 materialised, which is for tests.
+    """
+    base = attention(kernel, isa)
+    choices = {**base.choices, "nr": [isa.lanes * n for n in (1, 2, 4)], "path": [0]}
+    return Space(choices, {**base.default, "nr": 2 * isa.lanes, "path": 0}, rules=base.rules)
+
+
+def fixed(kernel: Kernel, isa: Isa) -> Space:
+    """Kernels with nothing to choose."""
+    return Space({}, {})
+
+
+# kind -> its space; a new kind of kernel adds its line here, in DRIVER_KNOBS and in emit.BUILDERS.
+SPACES: Mapping[str, Callable[[Kernel, Isa], Space]] = {
+    "linear": matmul,
+    "linear_add": matmul,
+    "linear_swiglu": matmul,
+    "grouped_swiglu": matmul,
+    "grouped_combine": matmul,
+    "attention": attention,
+    "latent_attention": latent_attention,
+    **dict.fromkeys(("rms_norm", "rotary", "latent_write", "append", "top_k_gate", "permute"), fixed),
+}

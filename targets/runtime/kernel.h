@@ -1,0 +1,147 @@
+// What a kernel family sees of the runtime: the row it was planned as, its tensors, memory and threads.
+//
+// A family defines one Kind per operator in namespace moec::kind; the generated table names rows of those kinds;
+// the shell makes one onnxruntime operator out of every row. Nothing here throws.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <initializer_list>
+
+struct OrtKernelContext;
+struct OrtStatus;
+
+namespace moec {
+
+enum Type : int { F32 = 1, I32 = 6, I64 = 7, BOOL = 9, F64 = 11 };  // onnxruntime's numbers
+
+constexpr int kMaxInputs = 16, kMaxRank = 8, kMaxScratch = 8;
+
+struct Kind;
+
+// One planned kernel: its sizes and numbers in the order of Kernel.dims and Kernel.reals, what its schedule says to
+// the driver (the kind's entry in space.DRIVER_KNOBS; these also follow the sizes in dims), its generated functions.
+struct Row {
+  const char* name;
+  const Kind* kind;
+  const int64_t* dims;
+  const double* reals;
+  const int64_t* knobs;
+  void* const* functions;
+};
+
+// An input. Alignment is that of its elements, no more. data is null for an optional input that is absent.
+struct Tensor {
+  void* data;
+  const int64_t* shape;
+  int rank;
+
+  template <class T>
+  T* as() const { return static_cast<T*>(data); }
+  int64_t dim(int axis) const { return shape[axis < 0 ? rank + axis : axis]; }
+  // The number of elements in axes first..last-1.
+  int64_t size(int first, int last) const {
+    int64_t product = 1;
+    for (int axis = first; axis < last; ++axis) product *= shape[axis];
+    return product;
+  }
+  int64_t size() const { return size(0, rank); }
+  int64_t rows() const { return size(0, rank - 1); }  // of a matrix made of all leading axes and the last
+};
+
+struct Counter {
+  const char* name;
+  const char* kind;
+  uint64_t calls;
+  uint64_t weight_bytes;
+};
+
+// One execution of one row. A family's compute returns after fail(), and when out() or scratch() give null.
+class Call {
+ public:
+  Call(const Row& row, Counter& counter, OrtKernelContext* context);
+  ~Call();
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
+
+  const Row& row;
+
+  int inputs() const { return inputs_; }
+  const Tensor& in(int i) const { return tensors_[i]; }
+
+  // Memory of output i, uninitialised or (in place) the paired input's. Null if empty or, after a failure, at all.
+  void* out(int i, const int64_t* shape, int rank);
+  void* out(int i, std::initializer_list<int64_t> shape) { return out(i, shape.begin(), int(shape.size())); }
+  template <class T>
+  T* out(int i, std::initializer_list<int64_t> shape) { return static_cast<T*>(out(i, shape)); }
+
+  // 64-byte aligned memory that lives as long as this call; at most kMaxScratch pieces.
+  void* scratch(size_t bytes);
+  template <class T>
+  T* scratch(size_t count) { return static_cast<T*>(scratch(count * sizeof(T))); }
+
+  // f(size_t task) for every task below `tasks`, on the session's threads, the caller among them. Free threads take
+  // the next task, so more tasks than threads balance themselves. Returns when all are done.
+  template <class F>
+  void parallel(size_t tasks, F&& f) {
+    if (tasks == 1) return f(size_t{0});
+    run([](void* data, size_t task) { (*static_cast<F*>(data))(task); }, tasks, &f);
+  }
+
+  void count(uint64_t weight_bytes) { __atomic_fetch_add(&counter_.weight_bytes, weight_bytes, __ATOMIC_RELAXED); }
+
+  // Ends the call with an error: a printf format and its arguments, a sentence. The row's name goes in front.
+  __attribute__((format(printf, 2, 3))) void fail(const char* format, ...);
+
+  OrtStatus* status() const { return status_; }
+
+ private:
+  void run(void (*body)(void*, size_t), size_t tasks, void* data);
+  bool keep(OrtStatus* status);
+  bool load();
+
+  OrtKernelContext* context_;
+  OrtStatus* status_ = nullptr;
+  Counter& counter_;
+  int inputs_ = 0;
+  int blocks_ = 0;
+  void* scratch_[kMaxScratch];
+  Tensor tensors_[kMaxInputs];
+  int64_t shapes_[kMaxInputs][kMaxRank];
+};
+
+// Inputs from `required` on may be absent.
+struct Kind {
+  const char* name;
+  int required, inputs, outputs;
+  const Type* input_types;
+  const Type* output_types;
+  void (*compute)(Call&);
+  size_t (*in_place)(int** inputs, int** outputs) = nullptr;  // in_place<...> below
+};
+
+// Input I may share its buffer with output O, and so on: in_place<0, 0> or in_place<4, 0, 5, 1>. When the buffers
+// differ after all, the kernel copies.
+template <int... pairs>
+size_t in_place(int** inputs, int** outputs) {
+  constexpr int flat[] = {pairs...};
+  constexpr size_t count = sizeof...(pairs) / 2;
+  *inputs = static_cast<int*>(malloc(count * sizeof(int)));
+  *outputs = static_cast<int*>(malloc(count * sizeof(int)));
+  if (!*inputs || !*outputs) return 0;
+  for (size_t i = 0; i < count; ++i) {
+    (*inputs)[i] = flat[2 * i];
+    (*outputs)[i] = flat[2 * i + 1];
+  }
+  return count;
+}
+
+// Given by the generated table.
+extern const Row rows[];
+extern const size_t row_count;
+
+// Given by the target: why this machine cannot run this library (a sentence in `text`), or false.
+bool refuse(char* text, size_t size);
+
+}  // namespace moec

@@ -1,0 +1,50 @@
+"""What a user has today: the same model in eager PyTorch, and transformers' own ONNX export in onnxruntime."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from moec.compiler.checkpoint import Weights
+
+
+def eager(folder: Path, weights: Weights) -> Any:
+    """The model in float32, its parameters read from `weights`."""
+    config = AutoConfig.from_pretrained(folder)
+    config.use_cache = False
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if name in dict(model.state_dict()):
+                tensor.copy_(torch.from_numpy(np.ascontiguousarray(weights.read(name))))
+    return model
+
+
+def exported(model: Any, out: Path, threads: int) -> ort.InferenceSession:
+    """transformers.exporters.OnnxExporter's graph of the model, in onnxruntime; written once."""
+    if not out.exists():
+        export(model, out)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    return ort.InferenceSession(str(out), options, providers=["CPUExecutionProvider"])
+
+
+def export(model: Any, out: Path) -> None:
+    """Write the exporter's graph; dynamic in batch and length."""
+    from transformers.exporters import OnnxConfig, OnnxExporter
+
+    warnings.filterwarnings("ignore")
+    model.set_experts_implementation("grouped_mm")
+    ids = torch.randint(2, 1000, (2, 16))
+    exporter = OnnxExporter()
+    program = exporter.export_program(
+        model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, OnnxConfig(dynamic=True)
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    exporter.save_program(program[0] if isinstance(program, tuple) else program, out)

@@ -1,0 +1,149 @@
+"""A line of the tuning log: what was computed, where, with which schedule, and what came out.
+
+It never names a model, a layer or a file, and nothing in it is ever executed: a line is parsed as JSON and
+checked field by field, and its schedule is only used if the kernel's own Space admits it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from ..targets.base import Kernel, Schedule
+from .fingerprint import Fingerprint
+
+SCHEMA = 1
+PROFILE = "standard"
+OUTCOMES = ("ok", "wrong", "crashed", "timeout", "refused")  # of one trial
+STATUSES = (*OUTCOMES, "done")  # done: the search of this kernel used up its budget; schedule is what it kept
+
+
+class BadRecord(ValueError):
+    """A line that is no record of this schema; the text says which field and what was expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One schedule of one kernel, tried once.
+
+    samples are seconds per call at each point of the profile. ratio is its time over the default's, from
+    interleaved runs, so it does not drift with the machine; beats says that it won against the best one
+    before it by more than the noise (the first that ran counts as won, with ratio 1).
+    """
+
+    kernel: Kernel
+    fingerprint: Fingerprint
+    schedule: Schedule
+    status: str
+    reason: str = ""
+    samples: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    ratio: float | None = None
+    beats: bool = False
+    versions: Mapping[str, str] = field(default_factory=dict)
+    profile: str = PROFILE
+    time: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="milliseconds"))
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kernel", bare(self.kernel))
+
+    def line(self) -> str:
+        """The record as one line of JSON, without the newline."""
+        data = asdict(self)
+        data["kernel"] = {
+            "kind": self.kernel.kind,
+            "dims": dict(self.kernel.dims),
+            "dtype": self.kernel.dtype,
+        }
+        return json.dumps({"schema": SCHEMA, **data}, separators=(",", ":"), allow_nan=False)
+
+
+def bare(kernel: Kernel) -> Kernel:
+    """The kernel without its reals, which shape no code: two that differ only there share one schedule."""
+    return replace(kernel, reals=())
+
+
+def spelled(schedule: Schedule) -> str:
+    """One spelling per schedule, to compare and to order by."""
+    return json.dumps(dict(schedule), sort_keys=True)
+
+
+def parse(line: bytes) -> Record:
+    """The record on one line. Raises BadRecord."""
+    try:
+        data = json.loads(line, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as bad:
+        raise BadRecord(f"not JSON ({bad})") from bad
+    if not isinstance(data, dict):
+        raise BadRecord(f"expected a JSON object, found {type(data).__name__}")
+    if data.get("schema") != SCHEMA:
+        raise BadRecord(f"schema {data.get('schema')!r}, this moec reads {SCHEMA}")
+    kernel, place = _get(data, "kernel", dict), _get(data, "fingerprint", dict)
+    _expect(
+        _get(data, "status", str) in STATUSES, f"status is {data['status']!r}, expected one of {STATUSES}"
+    )
+    return Record(
+        kernel=Kernel(_get(kernel, "kind", str), _dims(kernel), dtype=_get(kernel, "dtype", str)),
+        fingerprint=Fingerprint(
+            isa=_get(place, "isa", str),
+            cpu=_get(place, "cpu", str),
+            threads=_get(place, "threads", int),
+            generator=_get(place, "generator", str),
+        ),
+        schedule=_table(data, "schedule", (int, str)),
+        status=data["status"],
+        reason=_get(data, "reason", str),
+        samples=_samples(data),
+        ratio=_ratio(data),
+        beats=_get(data, "beats", bool),
+        versions=_table(data, "versions", (str,)),
+        profile=_get(data, "profile", str),
+        time=_get(data, "time", str),
+    )
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
+
+
+def _expect(holds: bool, sentence: str) -> None:
+    if not holds:
+        raise BadRecord(sentence)
+
+
+def _get(data: Mapping[str, Any], name: str, kind: type) -> Any:
+    value = data.get(name)
+    found = f"{name} is {type(value).__name__}" if name in data else f"no field {name}"
+    _expect(type(value) is kind, f"{found}, expected {kind.__name__}")
+    return value
+
+
+def _table(data: Mapping[str, Any], name: str, kinds: tuple[type, ...]) -> Any:
+    table = _get(data, name, dict)
+    _expect(all(type(value) in kinds for value in table.values()), f"{name} holds a value of another type")
+    return table
+
+
+def _dims(kernel: Mapping[str, Any]) -> tuple[tuple[str, int], ...]:
+    return tuple(_table(kernel, "dims", (int,)).items())
+
+
+def _samples(data: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
+    samples = _get(data, "samples", dict)
+    for point, seconds in samples.items():
+        _expect(type(seconds) is list and all(map(_positive, seconds)), f"samples of {point} are no seconds")
+    return {point: tuple(seconds) for point, seconds in samples.items()}
+
+
+def _ratio(data: Mapping[str, Any]) -> float | None:
+    ratio = data.get("ratio")
+    _expect(ratio is None or _positive(ratio), f"ratio is {ratio!r}, expected a positive number or null")
+    _expect(data["status"] != "ok" or ratio is not None, "status is ok but there is no ratio")
+    return ratio
+
+
+def _positive(number: object) -> bool:
+    return type(number) in (int, float) and math.isfinite(number) and number > 0  # type: ignore[arg-type,operator]

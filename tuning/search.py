@@ -1,0 +1,266 @@
+"""Ask for a schedule, measure it, tell. The only file that knows Optuna.
+
+A search goes over the kernels one by one, those that matter most first. Of each kernel it tries the default,
+then the space's known schedules, then what TPE asks for. The log is the truth and the study a view of it: it
+is rebuilt from the records, so a search that was interrupted goes on where it was, and a kernel whose search
+has ended once on such a machine is not searched again, whatever the budget (retune=True searches on).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import optuna
+from optuna.trial import TrialState
+
+from ..targets.base import Kernel, Schedule, Space
+from .fingerprint import Fingerprint
+from .log import Log
+from .measure import Judge, Measurement, compare
+from .plan import admitted
+from .record import Record, bare, spelled
+
+SEED = 0
+IDLE = 200  # asks in a row that brought nothing to measure: the space holds hardly more
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How much to search: seconds for all kernels together, or trials for each."""
+
+    seconds: float = math.inf
+    trials: float = math.inf
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """ "90s", "2m", "1h": seconds in all; "40t": trials a kernel; "0": none. Raises ValueError."""
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smht]?)", text.strip())
+        number, unit = (float(match[1]), match[2]) if match else (0.0, "")
+        if match is None or (number > 0 and not unit) or (unit == "t" and number % 1):
+            raise ValueError(
+                f"budget {text!r} is not understood; give seconds in all (90s, 2m, 1h), trials for each "
+                "kernel (40t), or 0 for the defaults and what the log knows"
+            )
+        if unit == "t":
+            return cls(trials=number)
+        return cls(seconds=number * {"m": 60, "h": 3600}.get(unit, 1))
+
+    @property
+    def empty(self) -> bool:
+        return not (self.seconds and self.trials)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a search stands after a trial (status as in a record)."""
+
+    kernel: Kernel
+    number: int  # of this kernel, from 1
+    kernels: int
+    trials: int  # of this kernel
+    status: str
+    reason: str
+    gain: float  # the default's time over the best one's, so far
+    seconds: float  # since the search began
+
+
+@dataclass(slots=True)
+class Summary:
+    """What a search did: which kernels it searched, trials measured, seconds, and whether Ctrl-C ended it."""
+
+    kernels: list[Kernel] = field(default_factory=list)
+    trials: int = 0
+    seconds: float = 0.0
+    interrupted: bool = False
+
+
+def tune(
+    spaces: Mapping[Kernel, Space],
+    judge: Judge,
+    budget: Budget,
+    log: Log,
+    fingerprint: Fingerprint,
+    *,
+    weights: Mapping[Kernel, float] | None = None,
+    retune: bool = False,
+    versions: Mapping[str, str] | None = None,
+    progress: Callable[[Progress], None] = lambda event: None,
+) -> Summary:
+    """Searches the spaces of kernels and appends what it learns to the log; make_plan then reads the log.
+
+    weights say how much of a model's time each kernel takes (its calls times its cost, in any unit); the
+    seconds are shared by them, and what a kernel leaves over goes to those after it. Ctrl-C ends the search
+    early and loses nothing but the trial in flight. Raises CannotBuild if this machine cannot build or run
+    kernels.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    shares = _shares(spaces, weights or {})
+    waiting = [kernel for kernel in shares if retune or not log.tuned(kernel, fingerprint)]
+    summary, started = Summary(), time.monotonic()
+    try:
+        for number, kernel in enumerate([] if budget.empty else waiting, 1):
+            left = budget.seconds - (time.monotonic() - started)
+            share = left * shares[kernel] / sum(shares[other] for other in waiting[number - 1 :])
+            search = Search(kernel, spaces[kernel], judge, log, fingerprint, versions or {})
+            summary.kernels.append(bare(kernel))
+            for record in search.run(Budget(share, budget.trials)):
+                summary.trials += record.status != "refused"
+                summary.seconds = time.monotonic() - started
+                progress(_progress(search, number, len(waiting), record, summary.seconds))
+    except KeyboardInterrupt:
+        summary.interrupted = True
+    summary.seconds = time.monotonic() - started
+    return summary
+
+
+def _shares(kernels: Iterable[Kernel], weights: Mapping[Kernel, float]) -> dict[Kernel, float]:
+    """One kernel of those that differ in their reals only, with the weight of them all, largest first."""
+    first: dict[Kernel, Kernel] = {}
+    shares: dict[Kernel, float] = {}
+    for kernel in kernels:
+        chosen = first.setdefault(bare(kernel), kernel)
+        shares[chosen] = shares.get(chosen, 0.0) + weights.get(kernel, 1.0)
+    return dict(sorted(shares.items(), key=lambda item: (-item[1], str(item[0]))))
+
+
+def _progress(search: Search, number: int, kernels: int, record: Record, seconds: float) -> Progress:
+    gain, trials = search.gain, search.measured
+    return Progress(search.kernel, number, kernels, trials, record.status, record.reason, gain, seconds)
+
+
+class Search:
+    """The search of one kernel's space."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        space: Space,
+        judge: Judge,
+        log: Log,
+        fingerprint: Fingerprint,
+        versions: Mapping[str, str],
+    ) -> None:
+        self.kernel, self.space, self.judge = kernel, space, judge
+        self.log, self.fingerprint, self.versions = log, fingerprint, versions
+        self.measured = 0
+        self.dice = random.Random(SEED)
+        self.distributions: dict[str, optuna.distributions.BaseDistribution] = {
+            knob: optuna.distributions.CategoricalDistribution(tuple(values))
+            for knob, values in space.choices.items()
+        }
+        self.study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=SEED, multivariate=True))
+        known = list(log.of(kernel, fingerprint))
+        self.seen = {spelled(record.schedule) for record in known}
+        self.best = admitted(space, log.ranked(kernel, fingerprint))
+        for record in known:
+            self._recall(record)
+        for schedule in (space.default, *space.known):
+            if space.objection(schedule) is None:
+                self.study.enqueue_trial(dict(schedule), skip_if_exists=True)
+
+    @property
+    def gain(self) -> float:
+        """The default's time over the best schedule's so far."""
+        return 1 / self.best.ratio if self.best and self.best.ratio else 1.0
+
+    def run(self, budget: Budget) -> Iterable[Record]:
+        """Tries schedules until the budget is used up or nothing new comes; yields each record it wrote."""
+        deadline, idle = time.monotonic() + budget.seconds, 0
+        while idle < IDLE and self.measured < budget.trials and time.monotonic() < deadline:
+            trial = self.study.ask(self.distributions)
+            if spelled(trial.params) in self.seen:
+                self.study.tell(trial, state=TrialState.FAIL)  # TPE does not count it twice
+                self._wander()
+                idle += 1
+                continue
+            record = self._try(trial.params)
+            idle = idle + 1 if record.status == "refused" else 0
+            self._tell(trial, record)
+            yield record
+        kept = self.best.schedule if self.best else self.space.default
+        self.log.append(self._record(kept, Measurement("done")))
+
+    def _wander(self) -> None:
+        """TPE asked for what is known already: try any schedule next, lest it dwell on the best for ever."""
+        anywhere = {knob: self.dice.choice(values) for knob, values in self.space.choices.items()}
+        self.study.enqueue_trial(anywhere)
+
+    def _try(self, schedule: Schedule) -> Record:
+        self.seen.add(spelled(schedule))
+        if why := self.space.objection(schedule):
+            record = self._record(schedule, Measurement("refused", why))
+        else:
+            self.measured += 1
+            record = self._measure(schedule)
+        self.log.append(record)
+        if record.beats:
+            self.best = record
+        return record
+
+    def _measure(self, schedule: Schedule) -> Record:
+        incumbent = self.best
+        seen = self.judge.trial(self.kernel, schedule, incumbent.schedule if incumbent else None)
+        if seen.status != "ok":
+            return self._record(schedule, seen)
+        if incumbent is None or incumbent.ratio is None or seen.against is None:
+            return self._record(schedule, seen, ratio=1.0, beats=True)
+        ratio = compare(seen.samples, seen.against)
+        if not ratio.wins:
+            return self._record(schedule, seen, incumbent.ratio * ratio.value)
+        return self._confirm(schedule, incumbent)
+
+    def _confirm(self, schedule: Schedule, incumbent: Record) -> Record:
+        """Races an apparent winner once more.
+
+        Of many candidates some win by luck. Luck does not repeat, and only the second race, which chose
+        nothing, says how much was gained.
+        """
+        assert incumbent.ratio is not None
+        again = self.judge.trial(self.kernel, schedule, incumbent.schedule)
+        if again.status != "ok" or again.against is None:
+            return self._record(schedule, again)
+        ratio = compare(again.samples, again.against)
+        return self._record(schedule, again, incumbent.ratio * ratio.value, ratio.wins)
+
+    def _record(
+        self, schedule: Schedule, seen: Measurement, ratio: float | None = None, beats: bool = False
+    ) -> Record:
+        return Record(
+            self.kernel,
+            self.fingerprint,
+            dict(schedule),
+            seen.status,
+            seen.reason,
+            seen.samples,
+            ratio,
+            beats,
+            self.versions,
+        )
+
+    def _tell(self, trial: optuna.Trial, record: Record) -> None:
+        if record.ratio is not None:
+            self.study.tell(trial, math.log(record.ratio))
+            return
+        trial.set_user_attr(record.status, record.reason)
+        self.study.tell(trial, state=TrialState.PRUNED)  # TPE ranks what was pruned behind all that ran
+
+    def _recall(self, record: Record) -> None:
+        """Puts a record of the log into the study, if the space still has its values."""
+        if record.status == "done" or set(record.schedule) != set(self.space.choices):
+            return
+        if any(value not in self.space.choices[knob] for knob, value in record.schedule.items()):
+            return
+        outcome: dict[str, Any] = {"state": TrialState.PRUNED, "user_attrs": {record.status: record.reason}}
+        if record.ratio is not None:
+            outcome = {"value": math.log(record.ratio)}
+        self.study.add_trial(
+            optuna.trial.create_trial(
+                params=dict(record.schedule), distributions=self.distributions, **outcome
+            )
+        )
