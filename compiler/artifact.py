@@ -79,7 +79,7 @@ def _swap(folder: Path, out: Path) -> None:
 def store(
     folder: Path, graph: Graph, weights: WeightSource, naming: Naming, progress: Callable[[int, int], None]
 ) -> dict[str, File]:
-    """Write the model and its weights, one slice of a tensor in memory at a time; gives the weight files.
+    """Write the model and its weights, one slice of a tensor at a time; gives the folder's files, weights hashed once.
 
     naming: the op name of each region with a kernel (see onnx_graph). progress: called with bytes written and all.
     Raises ValueError for a graph that ONNX cannot express.
@@ -92,7 +92,8 @@ def store(
         progress(done, total)
     blobs.close()
     (folder / MODEL).write_bytes(to_onnx(graph, stored, naming).SerializeToString())
-    return blobs.files
+    others = {path.name: fingerprint(path) for path in sorted(folder.iterdir()) if path.name not in blobs.files}
+    return {**others, **blobs.files}
 
 
 def fingerprint(path: Path) -> File:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import sympy
 
@@ -15,16 +14,6 @@ GROUPED = {"grouped_mm": 1, "grouped_matmul": 3}  # op -> its operand with one m
 def cache_bytes(graph: Graph) -> int:
     """Bytes that one token takes in all caches."""
     return sum(_row(value.type) for value in graph.inputs if str(value.node.attrs["name"]).startswith("past."))
-
-
-def unfused_cache_bytes(graph: Graph) -> int:
-    """Bytes that one token would take if each head's keys and values were cached.
-
-    Latent attention says how many those are; for other attention the caches already hold them.
-    """
-    latents = [node for node in _all_nodes(graph) if node.op.name == "latent_attention"]
-    stored = sum(_row(value.type) for node in latents for value in node.inputs[-4:-2])
-    return cache_bytes(graph) - stored + sum(map(_expanded, latents))
 
 
 def active_bytes(graph: Graph) -> int:
@@ -61,19 +50,6 @@ def _chosen(node: Node) -> float:
     rows = sympy.sympify(node.types[0].shape[0])
     experts = int(node.inputs[GROUPED[node.op.name]].shape[0])
     return min(1.0, float(rows.subs(dict.fromkeys(rows.free_symbols, 1))) / experts)
-
-
-def _all_nodes(graph: Graph) -> Iterator[Node]:
-    """The nodes of the graph and of its regions' bodies."""
-    for node in graph:
-        yield node
-        yield from node.attrs.get("body", ())
-
-
-def _expanded(node: Node) -> int:
-    """Bytes of one token's keys and values over all heads of a latent attention."""
-    width = int(node.attrs["nope"]) + int(node.inputs[-3].shape[3]) + int(node.attrs["value"])
-    return int(node.attrs["heads"]) * width * DTYPES[node.types[0].dtype].itemsize
 
 
 def _row(type: Type) -> int:

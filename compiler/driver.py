@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 import importlib
+import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..passes.layout import pack, packed
 from ..targets.base import CannotBuild, Kernel
 from ..tuning.fingerprint import here
 from ..tuning.log import Log, default_path
+from ..tuning.measure import Worker
 from ..tuning.plan import Plan, make_plan
-from . import artifact, costs, library, pipeline
-from .front import Front, front
-from .ir import Graph, Node
-from .manifest import Manifest, PlannedKernel
+from ..tuning.search import Budget, tune
+from . import artifact, costs, library, pipeline, proof
+from .ir import B, Graph, L, Miss, Node, S, T
+from .manifest import File, Manifest, PlannedKernel
+from .onnx_graph import Naming
+from .ops.region import REGION
+from .pipeline import PassReport
 from .report import Report, html
-from .source import resolve
+from .source import Source, resolve
+
+if TYPE_CHECKING:
+    from .trace import Traced
 
 # step, how far, of how much: parts of a step that take long enough to be worth showing.
 Progress = Callable[[str, int, int], None]
 
 REPORT = "report.html"
+FLOAT_BYTES = 4
+NOTHING = Budget(seconds=0)
+SMALL = {B: 2, T: 3, S: 4, L: 9}  # sizes at which numbers are checked
 
 
 def quiet(step: str, done: int, total: int) -> None:
@@ -72,22 +83,132 @@ def compile_model(
     isa: what the artifact may use, None for this machine's. budget: how much to tune ("0", "2m", "40t"). log: the
     tuning log. watch: a folder for the graph after each pass. check: compare numbers before and after each pass.
     threads: that it will be run with, None for this machine's. prove: compare the artifact with PyTorch.
-    Raises BadModel, UnsupportedOp, OutputTaken, CannotBuild or BadLog, each with a sentence for the user.
+    Raises BadModel, UnsupportedOp, OutputTaken, CannotBuild, BadLog or NotProven, each with a sentence for the user.
     """
     clock, machine = Clock(progress), target_of(target, isa)
+    threads = threads or len(os.sched_getaffinity(0))
     with artifact.writing(Path(out), force) as folder:
-        source = resolve(model, config and Path(config), random_weights)
-        made = front(source, machine, clock.step, watch, check)
-        kernels = {node: machine.kernel_of(node) for node in made.graph if node.op.name == "region"}
+        front = understand(resolve(model, config and Path(config), random_weights), machine, clock, watch, check)
         with clock.step("tune") as tell:
-            plan = planned(machine, kernels, Log(Path(log or default_path())), budget, threads, tell)
+            plan = planned(front, machine, Log(Path(log or default_path())), Budget.parse(budget), threads, tell)
         with clock.step("emit") as tell:
             jobs = [(kernel, choice.schedule) for kernel, choice in plan.items()]
             machine.link(library.emit_all(machine, jobs, tell), folder / machine.library)
         with clock.step("write") as tell:
-            graph, names = laid_out(made.graph, machine, kernels, plan)
-            files = artifact.store(folder, graph, made.traced.weights, lambda node: names.get(node.attrs["body"]), tell)
-        ...
+            graph, names = laid_out(front, machine, plan)
+            files = artifact.store(folder, graph, front.traced.weights, names, tell)
+        manifest = describe(front, machine, plan, files)
+        manifest.write(folder)
+        if prove:
+            with clock.step("prove"):
+                facts = front.traced.facts
+                manifest = manifest.proven(proof.prove(folder, front.source, facts.vocab if facts else None))
+        report = Report(manifest, Path(out), clock.seconds)
+        (folder / REPORT).write_text(html(report), encoding="utf-8")
+        manifest.write(folder)
+    return report
+
+
+def explain(
+    model: str = "",
+    target: str = "cpu",
+    *,
+    isa: str | None = None,
+    log: str | Path | None = None,
+    watch: Path | None = None,
+    config: str | Path | None = None,
+    threads: int | None = None,
+    progress: Progress = quiet,
+) -> Report:
+    """What compiling would do, without weights: passes, near misses, kernels, schedules. Raises as compile_model."""
+    clock, machine = Clock(progress), target_of(target, isa)
+    threads = threads or len(os.sched_getaffinity(0))
+    front = understand(resolve(model, config and Path(config)), machine, clock, watch, check=False)
+    plan = planned(front, machine, Log(Path(log or default_path())), NOTHING, threads, lambda done, total: None)
+    return Report(describe(front, machine, plan, {}), None, clock.seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """A model after all passes: its graph, the kernel of each region, and how it came to that."""
+
+    source: Source
+    traced: Traced
+    graph: Graph
+    kernels: Mapping[Node, Kernel]
+    passes: Sequence[PassReport]
+    misses: Sequence[Miss]
+
+
+def understand(source: Source, machine: Any, clock: Clock, watch: Path | None, check: bool) -> Front:
+    """Trace the model and run the target's passes. No weight is read unless numbers are to be checked."""
+    from .trace import trace
+
+    with clock.step("trace"):
+        traced = trace(source)
+    misses: list[Miss] = []
+    with clock.step("passes"):
+        feeds = pipeline.random_feeds(traced.graph, SMALL) if check else {}
+        checked = pipeline.Check(traced.weights, feeds) if check else None
+        graph, reports = pipeline.run(traced.graph, machine.passes, misses=misses, watch=watch, check=checked)
+        kernels = {node: machine.kernel_of(node) for node in graph if node.op is REGION}
+    return Front(source, traced, graph, kernels, reports, misses)
+
+
+def planned(
+    front: Front, machine: Any, log: Log, budget: Budget, threads: int, tell: Callable[[int, int], None]
+) -> Plan:
+    """A schedule for each kernel: searched for as far as the budget goes, else from the log, else the default."""
+    uses = Counter(front.kernels.values())
+    spaces = {kernel: machine.space(kernel) for kernel in uses}
+    place = here(machine.capabilities.name, threads, machine.folder)
+    tuned: Sequence[Kernel] = ()
+    if not budget.empty and spaces:
+        weights = {kernel: count * machine.work(kernel) for kernel, count in uses.items()}
+        with Worker(*machine.device(threads)) as judge:
+            summary = tune(spaces, judge, budget, log, place, weights=weights, versions=library.toolchain())
+        tuned = summary.kernels
+    return make_plan(uses, spaces, log, place, tuned)
+
+
+def laid_out(front: Front, machine: Any, plan: Plan) -> tuple[Graph, Naming]:
+    """The graph with weights in the order the plan's kernels read them, and the op name of each region in it."""
+    layouts = {node: machine.layout_of(kernel, plan[kernel].schedule) for node, kernel in front.kernels.items()}
+    names = {
+        packed(node, layouts[node]).attrs["body"]: machine.op_name(kernel, plan[kernel].schedule)
+        for node, kernel in front.kernels.items()
+    }
+    return pack(front.graph, layouts), lambda region: names.get(region.attrs["body"])
+
+
+def describe(front: Front, machine: Any, plan: Plan, files: Mapping[str, File]) -> Manifest:
+    """All that is known before the artifact is run."""
+    uses = Counter(front.kernels.values())
+    facts, stored = front.traced.facts, costs.cache_bytes(front.graph)
+    hashed = getattr(front.traced.weights, "fingerprint", lambda: "")
+    return Manifest(
+        source={"name": front.source.name, "family": front.source.family, "hash": hashed()},
+        target={
+            "name": machine.name,
+            "isa": machine.capabilities.name,
+            "features": list(machine.capabilities.features),
+            "library": machine.library,
+        },
+        onnxruntime=artifact.ONNXRUNTIME,
+        files=files,
+        kernels=[
+            PlannedKernel(machine.op_name(kernel, chosen.schedule), str(kernel), chosen.schedule, chosen.why, uses[kernel])
+            for kernel, chosen in plan.items()
+        ],
+        toolchain=library.toolchain(),
+        cache={
+            "bytes_per_token": stored,
+            "unfused_bytes_per_token": facts.layers * facts.expanded * FLOAT_BYTES if facts else stored,
+        },
+        active_bytes_per_token=costs.active_bytes(front.graph),
+        passes=[asdict(report) for report in front.passes],
+        misses=[str(miss) for miss in front.misses],
+    )
 
 
 def target_of(name: str, isa: str | None) -> Any:

@@ -186,7 +186,7 @@ class _Run:
         """The array, data widened for double precision. Raises Unfit where it is not of that type."""
         array = np.asarray(array)
         dtype = DTYPES[self.dtype(type_.dtype)]
-        if node.op in (INPUT, CONSTANT, LITERAL) and self.double and array.dtype == DTYPES[type_.dtype]:
+        if node.op in (INPUT, CONSTANT, LITERAL) and array.dtype == DTYPES[type_.dtype]:
             array = array.astype(dtype, copy=False)
         shape = tuple(self.size(dim) for dim in type_.shape)
         if array.shape != shape or array.dtype != dtype:

@@ -6,14 +6,15 @@ Code generators may crash; a process each keeps that away from the compiler, and
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
+import pickle
+import subprocess
+import sys
 import tempfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -23,53 +24,77 @@ Job = tuple[Kernel, Schedule]
 
 
 def emit_all(
-    target: Any, jobs: Sequence[Job], progress: Callable[[int, int], None] = lambda done, all: None
+    target: Any, jobs: Sequence[Job], progress: Callable[[int, int], None] = lambda done, total: None
 ) -> list[Emitted]:
     """The object code of each job, in their order. progress: called with jobs done and all.
 
     Raises CannotBuild, naming the kernel, where the code generator fails or dies.
     """
-    places = {index: cached(target, job) for index, job in enumerate(jobs)}
-    made = {index: kept for index, place in places.items() if (kept := recall(place, jobs[index])) is not None}
-    progress(len(made), len(jobs))
-    missing = [index for index in places if index not in made]
-    if missing:
-        workers = min(os.cpu_count() or 1, len(missing))
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            futures = {pool.submit(target.emit, *jobs[index]): index for index in missing}
-            for future in as_completed(futures):
-                index = futures[future]
-                made[index] = outcome(future.result, jobs[index])
-                remember(places[index], made[index])
-                progress(len(made), len(jobs))
-    return [made[index] for index in range(len(jobs))]
+    places = [cached(target, job) for job in jobs]
+    made = [recall(place, job) for place, job in zip(places, jobs)]
+    missing = [index for index, kept in enumerate(made) if kept is None]
+    progress(len(jobs) - len(missing), len(jobs))
+    local = threading.local()  # each thread drives one process
+    generators: list[Generator] = []
 
+    def emit(index: int) -> int:
+        if not hasattr(local, "generator"):
+            local.generator = Generator(target)
+            generators.append(local.generator)
+        made[index] = local.generator.emit(jobs[index])
+        return index
 
-def outcome(result: Callable[[], Emitted], job: Job) -> Emitted:
-    """What the worker made. Raises CannotBuild for whatever went wrong in it."""
-    kernel, schedule = job
     try:
-        return result()
-    except BrokenProcessPool:
-        why = "the code generator's process died"
-    except Exception as error:  # a generator may raise anything; the kernel's name is what helps
-        why = f"{type(error).__name__}: {error}"
-    raise CannotBuild(f"no code for {kernel} with {dict(schedule)}: {why}; try another --budget or --log")
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            for done, future in enumerate(as_completed([pool.submit(emit, index) for index in missing]), 1):
+                remember(places[future.result()], made[future.result()])
+                progress(len(jobs) - len(missing) + done, len(jobs))
+    finally:
+        for generator in generators:
+            generator.close()
+    return [emitted for emitted in made if emitted is not None]
+
+
+class Generator:
+    """A process that generates code, one job after the other (emitter.py is its other end)."""
+
+    def __init__(self, target: Any) -> None:
+        command = [sys.executable, "-P", "-m", f"{__package__}.emitter"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._target = target
+
+    def emit(self, job: Job) -> Emitted:
+        """Raises CannotBuild for whatever goes wrong in the process."""
+        assert self._process.stdin and self._process.stdout
+        kernel, schedule = job
+        try:
+            pickle.dump((self._target, kernel, dict(schedule)), self._process.stdin)
+            self._process.stdin.flush()
+            reply = pickle.load(self._process.stdout)
+        except (OSError, EOFError):
+            reply = f"the code generator died with status {self._process.wait()}"
+        if isinstance(reply, Emitted):
+            return reply
+        raise CannotBuild(f"no code for {kernel} with {dict(schedule)}: {reply}")
+
+    def close(self) -> None:
+        """End the process, whatever it is doing."""
+        self._process.kill()
+        self._process.communicate()
 
 
 def cached(target: Any, job: Job) -> Path:
     """Where this job's object code is kept: a name of all that it depends on."""
     kernel, schedule = job
-    parts = (repr(target), repr(kernel), repr(sorted(schedule.items())), generator(type(target).__module__))
+    parts = (repr(target), repr(kernel), repr(sorted(schedule.items())), generator(target.folder), repr(toolchain()))
     name = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return base / "moec" / "objects" / name
 
 
-def generator(module: str) -> str:
-    """A hash of the target's sources and its toolchain's versions: other sources may write other code."""
-    folder = Path(str(importlib.import_module(module).__file__)).parent
-    digest = hashlib.sha256(repr(sorted(toolchain().items())).encode())
+def generator(folder: Path) -> str:
+    """A hash of a target's sources: others may write other code."""
+    digest = hashlib.sha256()
     for file in sorted(folder.rglob("*.py")):
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()

@@ -83,7 +83,7 @@ def fired(step: Pass, before: Graph, after: Graph) -> int:
     """By the ops that the pass's module says it MAKES; where it names none, by the nodes that are gone."""
     makes = getattr(sys.modules[step.__module__], "MAKES", ())
     if not makes:
-        return len(before) - len(after)
+        return max(0, len(before) - len(after))
     return sum(node.op in makes for node in after) - sum(node.op in makes for node in before)
 
 

@@ -84,10 +84,10 @@ def proof(found: Mapping[str, Any] | None) -> str:
     """The comparison with eager PyTorch in one line."""
     if found is None:
         return "not compared"
-    return (
-        f"error {found['max_error']:.1e} at most, {found['mean_error']:.1e} on average; "
-        f"{found['tokens_equal']} of {found['tokens']} greedy tokens equal"
-    )
+    errors = f"error {found['max_error']:.1e} at most, {found['mean_error']:.1e} on average"
+    if "tokens" not in found:
+        return errors
+    return f"{errors}; {found['tokens_equal']} of {found['tokens']} greedy tokens equal"
 
 
 def near(found: Manifest, most: int) -> Iterable[Text]:

@@ -42,6 +42,11 @@ class Artifact:
         self._caches = {name: shape for name, shape in inputs.items() if name.startswith("past.")}
         self._language_model = "input_ids" in inputs
 
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens there are."""
+        return int(next(each.shape[-1] for each in self.session.get_outputs() if each.name == "logits"))
+
     def cache(self, batch: int, rows: int) -> dict[str, Array]:
         """Empty caches f32 [batch, heads, rows, width] by input name, with room for `rows` tokens."""
         return {n: np.zeros((batch, int(s[1]), rows, int(s[3])), np.float32) for n, s in self._caches.items()}

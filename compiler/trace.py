@@ -189,7 +189,7 @@ def _trace_causal_lm(source: Source) -> Traced:
         model = build(config)
         example = _example(facts, config)
     shapes = parameter_shapes(model)
-    weights = _weights(source, shapes)
+    weights = weights_of(source, shapes)
     program = _export_step(model, example)
     inputs = _step_inputs(facts, config)
     data = recomputed_buffers(model)
@@ -198,7 +198,7 @@ def _trace_causal_lm(source: Source) -> Traced:
     return Traced(source.name, graph, weights, shapes, facts)
 
 
-def _weights(source: Source, shapes: Mapping[str, Shape]) -> Weights:
+def weights_of(source: Source, shapes: Mapping[str, Shape]) -> Weights:
     """Where the weights come from; a checkpoint is checked against the shapes first."""
     if source.checkpoint:
         source.checkpoint.verify(shapes)

@@ -44,7 +44,8 @@ def _seen_through(node: Node, shown: Any, lead: int) -> Any:
         return shown.reshape(tail) if kept else None
     if node.op.name == shape.TRANSPOSE.name:
         perm = [axis % source.type.rank for axis in attrs["perm"]]
-        return shown.transpose([axis - lead for axis in perm[lead:]]) if perm[:lead] == [*range(lead)] else None
+        kept = perm[:lead] == [*range(lead)]
+        return shown.transpose([axis - lead for axis in perm[lead:]]) if kept else None
     axis = attrs["axis"] % source.type.rank - lead
     if axis < 0:
         return None

@@ -35,7 +35,7 @@ class _Groups:
 
 
 def fuse_gate(graph: Graph, misses: list[Miss]) -> Graph:
-    """Make one op of a gate: scores, an optional bias, optional groups, the choice, and the weights of the chosen.
+    """Make one op of a gate: scores, perhaps a bias and groups, the choice, and the weights of the chosen.
 
     p = softmax(logits[M,E]) | sigmoid(logits);  c = p [+ bias[E]]  [outside the best groups: -inf or 0]
     ids[M,k] = top_k(c);  w[M,k] = p at ids  [/ (sum(w) [+ eps])]  [* scale]
@@ -48,14 +48,15 @@ def fuse_gate(graph: Graph, misses: list[Miss]) -> Graph:
 
 def _gate(users: Users, node: Node) -> Mapping[Value, Value]:
     choice = node.inputs[0]
-    if choice.type.rank != 2 or not isinstance(choice.shape[1], int) or made_by(peel(choice, *VIEWS), *_RANKED):
+    flat = choice.type.rank == 2 and isinstance(choice.shape[1], int)
+    if not flat or made_by(peel(choice, *VIEWS), *_RANKED):
         return {}
     if weights := _softmax_of_chosen(users, node):
         return _found(node, choice, weights, scores="softmax", normalise=True, eps=0.0, scale=1.0)
     limited = _groups(choice)
-    scored = limited.choice if limited else choice
-    p, bias = _biased(scored)
-    scores, logits = need(_scores(p), f"a top-k takes its scores from {p.op.name}, neither softmax nor sigmoid")
+    p, bias = _biased(limited.choice if limited else choice)
+    odd = f"a top-k takes its scores from {p.op.name}, neither softmax nor sigmoid"
+    scores, logits = need(_scores(p), odd)
     weights = _chosen(users, node, p, biased=bias is not None)
     weights, normalise, eps = _normalised(users, weights)
     weights, scale = _scaled(users, weights)
@@ -66,7 +67,9 @@ def _gate(users: Users, node: Node) -> Mapping[Value, Value]:
     )
 
 
-def _found(node: Node, logits: Value, weights: Value, *bias: Value, **attrs: Hashable) -> Mapping[Value, Value]:
+def _found(
+    node: Node, logits: Value, weights: Value, *bias: Value, **attrs: Hashable
+) -> Mapping[Value, Value]:
     """The gate in place of the choice and the weights it led to."""
     if logits.type.rank != 2:
         logits = shape.RESHAPE(logits, shape=node.inputs[0].shape)
@@ -118,7 +121,8 @@ def _groups(choice: Value) -> _Groups | None:
     value = need(number(fill), "experts are masked with scores that are not one number")
     inner = peel(inner, shape.RESHAPE)
     chosen, groups, per_group = _kept_groups(condition, kept_where, choice)
-    ranked, group_score = need(_ranked(chosen.inputs[0]), "groups are ranked by neither their best nor their best two")
+    unranked = "groups are ranked by neither their best nor their best two"
+    ranked, group_score = need(_ranked(chosen.inputs[0]), unranked)
     if ranked.shape != (choice.shape[0], groups, per_group) or peel(ranked, shape.RESHAPE) != inner:
         raise Near("groups are ranked by other scores than those that choose experts")
     return _Groups(inner, groups, chosen.attrs["k"], group_score, value)
@@ -132,12 +136,14 @@ def _kept_groups(mask: Value, kept_where: bool, choice: Value) -> tuple[Node, in
         spread.append(mask.shape)
         (mask,) = mask.node.inputs
     tokens, experts = choice.shape
+    other = "experts are masked by something else than the groups chosen"
     if not made_by(mask, index.SCATTER_ALONG) or not kept_where or mask.type.rank != 2:
-        raise Near("experts are masked by something else than the groups chosen")
+        raise Near(other)
     none, chosen, one = mask.node.inputs
     groups = mask.shape[1]
-    if number(none) != 0 or number(one) in (None, 0.0) or chosen.index != 1 or not made_by(chosen, reduce.TOP_K):
-        raise Near("experts are masked by something else than the groups chosen")
+    marked = number(none) == 0 and number(one) not in (None, 0.0)
+    if not marked or chosen.index != 1 or not made_by(chosen, reduce.TOP_K):
+        raise Near(other)
     if not isinstance(groups, int) or experts % groups or (tokens, groups, 1) not in spread:
         raise Near(f"a mask of {mask.type} does not spread over {experts} experts group by group")
     return chosen.node, groups, experts // groups

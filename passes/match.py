@@ -1,4 +1,4 @@
-"""How passes read a graph: small questions about what made a value, and one loop that replaces what was found."""
+"""How passes read a graph: small questions on what made a value, and a loop that replaces what is found."""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ B batch, T tokens, N heads, n the normed width, r the rotated width of a head, f
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ Halves = tuple[Value, Value]
 
 
 def fuse_rms_norm(graph: Graph, misses: list[Miss]) -> Graph:
-    """Make one op of a root-mean-square normalisation, in any order of its three factors and with casts between.
+    """Make one op of a root-mean-square normalisation, its three factors in any order and with casts between.
 
     w[n] * (x[..,n] * rsqrt(mean(x^2, last) + eps))  ->  rms_norm(x, w; eps)
     """
@@ -121,9 +120,9 @@ def _squared(value: Value) -> Value | None:
 def fuse_rotary(graph: Graph, misses: list[Miss]) -> Graph:
     """Make one op of a rotation of pairs, however the pairs lie in x and in the result.
 
-    concat(x1*c - x2*s, x2*c + x1*s), x1 and x2 every other column of x   -> pairs in neighbours, out in halves
-    the same two as neighbours (what a complex product leaves)            -> in and out as neighbours
-    x*[c|c] + concat(-x2, x1)*[s|s], x1 and x2 the halves of x            -> in and out in halves
+    concat(x1*c - x2*s, x2*c + x1*s), x1 and x2 every other column of x   pairs are neighbours, then in halves
+    the same two as neighbours (what a complex product leaves)            neighbours, before and after
+    x*[c|c] + concat(-x2, x1)*[s|s], x1 and x2 the halves of x            in halves, before and after
 
     each  ->  rotary(x[..,r], c[..,f], s[..,f]; pairs_in, pairs_out)
     """
@@ -131,20 +130,16 @@ def fuse_rotary(graph: Graph, misses: list[Miss]) -> Graph:
 
 
 def _rotary(node: Node) -> Mapping[Value, Value]:
-    value = node[0]
-    found = _whole(value)
-    pairs_out = "halves"
-    if found is None:
-        for outputs, pairs_out in _joined(value):
-            if found := _apart(*outputs):
-                break
-    if found is None:
-        return {}
-    x, pairs_in, cos, sin = found
-    if x.type != value.type:
-        raise Near(f"a rotation takes {x.type} and gives {value.type}")
-    cos, sin = _narrow(cos), _narrow(sin)
-    return {value: ROTARY(x, cos, sin, pairs_in=pairs_in, pairs_out=pairs_out, origin=node.origin)}
+    turned = [(_whole(node[0]), "halves"), *((_apart(*parts), pairs) for parts, pairs in _joined(node[0]))]
+    for found, pairs_out in turned:
+        if found is None:
+            continue
+        x, pairs_in, cos, sin = found
+        if x.type != node[0].type:
+            raise Near(f"a rotation takes {x.type} and gives {node[0].type}")
+        pairs = {"pairs_in": pairs_in, "pairs_out": pairs_out}
+        return {node[0]: ROTARY(x, _narrow(cos), _narrow(sin), origin=node.origin, **pairs)}
+    return {}
 
 
 def _whole(value: Value) -> tuple[Value, str, Value, Value] | None:
@@ -196,7 +191,7 @@ def _is_sum_of(value: Value, first: set[Value], second: set[Value]) -> bool:
 
 
 def _pairs(x1: Value, x2: Value, whole: Value | None = None) -> tuple[Value, str] | None:
-    """(x, how its pairs lie) where x1 and x2 are the members of all the pairs of x, and `whole` is x1 then x2."""
+    """(x, how its pairs lie) where x1 and x2 are the members of all pairs of x, and `whole` is x1 then x2."""
     found = None
     for x in views(x1):
         width = x.shape[-1]

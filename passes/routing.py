@@ -27,8 +27,8 @@ Users = Mapping[Value, list[Node]]
 class _Product:
     """Each row times its expert's matrix: rows [R,K], weights [E,N,K].
 
-    `groups` says which expert a row has: where each expert's rows end where rows lie in expert order, else the
-    experts of the rows themselves, [R].
+    `groups` says which expert a row has: where each expert's rows end if rows lie in expert order, else the
+    expert of each row, [R].
     """
 
     rows: Value
@@ -38,7 +38,7 @@ class _Product:
 
 
 def lower_routing(graph: Graph, misses: list[Miss]) -> Graph:
-    """Make grouped products of the experts, from rows sorted by expert or from one matrix fetched for each row.
+    """Make grouped products of the experts, from rows sorted by expert or from a matrix fetched for each row.
 
     order = argsort(ids);  y = grouped_mm(silu(g) * u, Wd),  [g|u] = grouped_mm(x[order // k], Wgu)
     out = sum((y * w[order])[inverse of order] as [M,k,H], 1)
@@ -64,18 +64,19 @@ def _experts(users: Users, node: Node) -> Mapping[Value, Value]:
     if order != (make(reduce.SORT, slots)[1] if up.in_order else None):
         raise Near("the experts' rows do not lie in the order of their experts")
     total = _sum_over_chosen(users, node)
-    y, scales = need(_weighted(total.node.inputs[0], order), "the experts' results are not weighted and put back")
+    slotwise = total.node.inputs[0]
+    y, scales = need(_weighted(slotwise, order), "the experts' results are not weighted and put back")
     if _bare(y).node is not node:
         raise Near("the rows summed are not the experts' results")
-    ids, scales = (_as_matrix(value, total.node.inputs[0].shape[:2]) for value in (slots, scales))
-    return {total: _lowered(x, ids, scales, weights, down.weights, total, node.origin)}
+    ids, scales = (_as_matrix(value, slotwise.shape[:2]) for value in (slots, scales))
+    return {total: _lowered(x, ids, _cast(scales, total.type.dtype), weights, down.weights, node.origin)}
 
 
-def _lowered(x: Value, ids: Value, scales: Value, gate_up: Value, down: Value, total: Value, origin: str) -> Value:
+def _lowered(x: Value, ids: Value, scales: Value, gate_up: Value, down: Value, origin: str) -> Value:
     order, ends = make(PERMUTE, _cast(ids, "i64"), experts=down.shape[0], origin=origin).values
     h = GROUPED_MATMUL(x, order, ends, gate_up, share=ids.shape[1], origin=origin)
     y = GROUPED_MATMUL(SWIGLU(h, origin=origin), order, ends, down, share=0, origin=origin)
-    return COMBINE(*(_cast(y, total.type.dtype), order, _cast(scales, total.type.dtype)), origin=origin)
+    return COMBINE(_cast(y, scales.type.dtype), order, scales, origin=origin)
 
 
 def _product(node: Node) -> _Product | None:
@@ -95,24 +96,25 @@ def _product(node: Node) -> _Product | None:
 
 def _gate_up(gate: Value, up: Value) -> tuple[_Product, Value]:
     """The product that gives gate and up, and its weights [E,2I,H]."""
+    unknown = "the experts' gate and up come from no product over experts"
     if (merged := halves_of(gate, up)) is not None:
-        product = need(_product(_bare(merged).node), "the experts' gate and up come from no product over experts")
+        product = need(_product(_bare(merged).node), unknown)
         return product, product.weights
     both = _product(_bare(gate).node), _product(_bare(up).node)
     if both[0] is None or both[1] is None:
-        raise Near("the experts' gate and up come from no product over experts")
+        raise Near(unknown)
     if (both[0].rows, both[0].groups) != (both[1].rows, both[1].groups):
         raise Near("the experts' gate and up products take different rows")
     return both[0], shape.CONCAT(both[0].weights, both[1].weights, axis=1)
 
 
 def _tokens(rows: Value) -> tuple[Value, Value | None] | None:
-    """(x, order) where the rows are tokens of x, each as often as it chose experts, slot by slot or in an order."""
+    """(x, order) where the rows are tokens of x, each as often as it chose experts; order None: by slot."""
     rows = _bare(rows)
     if source := operands(rows, shape.EXPAND):
         x = peel(source[0], shape.RESHAPE)
-        repeated = rows.type.rank == 3 and source[0].shape == (x.shape[0], 1, x.shape[-1]) and x.type.rank == 2
-        return (x, None) if repeated else None
+        repeated = source[0].shape == (x.shape[0], 1, x.shape[-1]) and x.type.rank == 2
+        return (x, None) if repeated and rows.type.rank == 3 else None
     if not made_by(rows, index.TAKE) or rows.node.attrs["axis"] != 0 or rows.type.rank != 2:
         return None
     x, chosen = rows.node.inputs
@@ -165,7 +167,7 @@ def _sum_over_chosen(users: Users, node: Node) -> Value:
 
 
 def _weighted(slots: Value, order: Value | None) -> tuple[Value, Value] | None:
-    """(rows in `order`, a weight for each slot) where the value is the weighted rows, put back slot by slot."""
+    """(rows in `order`, a weight for each slot) where the value is the weighted rows, back slot by slot."""
     slots = _bare(slots)
     for y, scale in orders(slots, elementwise.MUL):
         if scale.shape[-1:] == (1,) and (rows := _put_back(y, order)):

@@ -25,6 +25,8 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str], None]:
             path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8")
         assert path.exists(), f"there is no {path}; run with --bless to write it, then review it"
-        assert text == path.read_text(encoding="utf-8"), f"differs from {path}; if it should, run with --bless"
+        assert text == path.read_text(encoding="utf-8"), (
+            f"differs from {path}; if it should, run with --bless"
+        )
 
     return compare

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -50,24 +49,27 @@ def angles() -> tuple[Value, Value]:
 
 
 def latent_attention(x: Value, i: int, lora: bool = True, mask: Value = MASK, causal: Value | None = None,
-                     pairs: tuple[str, str] = ("interleaved", "halves")) -> tuple[Value, tuple[Value, ...]]:  # fmt: skip
+                     pairs: tuple[str, str] | None = ("interleaved", "halves"),
+                     w_kvb: Value | None = None) -> tuple[Value, tuple[Value, ...]]:  # fmt: skip
     """x [B,T,H] through multi-head latent attention: heads' values [B,T,N*V], and the two caches."""
-    cos, sin = angles()
-    turn: Mapping[str, Any] = dict(zip(("pairs_in", "pairs_out"), pairs))
+
+    def turned(x: Value) -> Value:
+        return ROTARY(x, *angles(), pairs_in=pairs[0], pairs_out=pairs[1]) if pairs else x
+
     if lora:
         q_a = RMS_NORM(LINEAR(x, weight(f"{i}.q_a", Q_LORA, HIDDEN)), weight(f"{i}.q_norm", Q_LORA), eps=1e-6)
         q = LINEAR(q_a, weight(f"{i}.q_b", HEADS * (NOPE + ROPE), Q_LORA))
     else:
         q = LINEAR(x, weight(f"{i}.q", HEADS * (NOPE + ROPE), HIDDEN))
     q = by_head(q, HEADS)
-    q = CONCAT(part(q, 0, NOPE), ROTARY(part(q, NOPE, NOPE + ROPE), cos, sin, **turn), axis=3)
+    q = CONCAT(part(q, 0, NOPE), turned(part(q, NOPE, NOPE + ROPE)), axis=3) if pairs else q
     kv = LINEAR(x, weight(f"{i}.kv_a", LATENT + ROPE, HIDDEN))
     latent = RMS_NORM(part(kv, 0, LATENT), weight(f"{i}.kv_norm", LATENT), eps=1e-6)
     latent = RESHAPE(latent, shape=(B, 1, T, LATENT))
-    key = ROTARY(RESHAPE(part(kv, LATENT, LATENT + ROPE), shape=(B, 1, T, ROPE)), cos, sin, **turn)
+    key = turned(RESHAPE(part(kv, LATENT, LATENT + ROPE), shape=(B, 1, T, ROPE)))
     latents = APPEND(past(f"past.{i}.key", 1, LATENT), latent, MASK)
     keys = APPEND(past(f"past.{i}.value", 1, ROPE), key, MASK)
-    wide = LINEAR(FILLED(latents, mask), weight(f"{i}.kv_b", HEADS * (NOPE + VALUE), LATENT))
+    wide = LINEAR(FILLED(latents, mask), w_kvb or weight(f"{i}.kv_b", HEADS * (NOPE + VALUE), LATENT))
     split = RESHAPE(wide, shape=(B, S + T, HEADS, NOPE + VALUE))
     heads = TRANSPOSE(split, perm=(0, 2, 1, 3))
     shared = EXPAND(FILLED(keys, MASK), shape=(B, HEADS, S + T, ROPE))
@@ -75,6 +77,18 @@ def latent_attention(x: Value, i: int, lora: bool = True, mask: Value = MASK, ca
     visible = CAUSAL_MASK(MASK, IDS) if causal is None else causal
     out = SDPA(q, k, part(heads, NOPE, NOPE + VALUE), visible, scale=0.3)
     return RESHAPE(TRANSPOSE(out, perm=(0, 2, 1, 3)), shape=(B, T, HEADS * VALUE)), (latents, keys)
+
+
+def grouped_attention(x: Value, i: int) -> tuple[Value, tuple[Value, ...]]:
+    """x [B,T,H] through attention with one key head for all query heads, rotated whole."""
+    q, k, v = (
+        by_head(LINEAR(x, weight(f"{i}.{name}", heads * ROPE, HIDDEN)), heads)
+        for name, heads in (("q", HEADS), ("k", 1), ("v", 1))
+    )
+    q, k = (ROTARY(y, *angles(), pairs_in="halves", pairs_out="halves") for y in (q, k))
+    keys, values = (APPEND(past(f"past.{i}.{n}", 1, ROPE), y, MASK) for n, y in (("key", k), ("value", v)))
+    out = SDPA(q, FILLED(keys, MASK), FILLED(values, MASK), CAUSAL_MASK(MASK, IDS), scale=0.5)
+    return RESHAPE(TRANSPOSE(out, perm=(0, 2, 1, 3)), shape=(B, T, HEADS * ROPE)), (keys, values)
 
 
 def experts(x: Value, i: int) -> Value:
@@ -95,13 +109,14 @@ def gated(x: Value, i: int) -> Value:
     return LINEAR(SWIGLU(LINEAR(x, weight(f"{i}.wide", 2 * WIDTH, HIDDEN))), weight(f"{i}.narrow", HIDDEN, WIDTH))
 
 
-def decoder(layers: int = 1, lora: bool = True) -> Graph:
-    """A DeepSeek-shaped model: embedding, layers, head."""
+def decoder(layers: int = 1, lora: bool = True, latent: bool = True) -> Graph:
+    """A model with a DeepSeek's layers, or with grouped-query attention: embedding, layers, head."""
     x = TAKE(weight("embedding", VOCAB, HIDDEN), IDS, axis=0)
     inputs, outputs = [IDS, MASK], []
     for i in range(layers):
-        h, caches = latent_attention(RMS_NORM(x, weight(f"{i}.norm", HIDDEN), eps=1e-6), i, lora)
-        x = ADD(x, LINEAR(h, weight(f"{i}.o", HIDDEN, HEADS * VALUE)))
+        h = RMS_NORM(x, weight(f"{i}.norm", HIDDEN), eps=1e-6)
+        h, caches = latent_attention(h, i, lora) if latent else grouped_attention(h, i)
+        x = ADD(x, LINEAR(h, weight(f"{i}.o", HIDDEN, h.shape[2])))
         x = ADD(x, experts(RMS_NORM(x, weight(f"{i}.mlp_norm", HIDDEN), eps=1e-6), i))
         inputs += [cache.node.inputs[0] for cache in caches]
         outputs += caches

@@ -31,7 +31,7 @@ Samples = Mapping[str, Sequence[float]]
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What became of one trial: a status of record.OUTCOMES, and seconds per call at each point of the profile.
+    """What became of one trial: one of record.OUTCOMES, and seconds per call at each point of the profile.
 
     against holds the incumbent's seconds from the same run, pair by pair; None if there was no incumbent.
     """
@@ -103,7 +103,7 @@ class Worker:
         self,
         device: str,
         options: Mapping[str, Any],
-        limit_s: int = 30,
+        limit_s: int = 60,
         start_s: int = 120,
         memory_bytes: int | None = None,
     ) -> None:
@@ -115,7 +115,6 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: Path | None = None
         self._pending = b""
-        self._healthy = False
 
     def __enter__(self) -> Self:
         return self
@@ -160,18 +159,17 @@ class Worker:
 
     def _reply(self, process: subprocess.Popen[bytes], seconds: float) -> dict[str, Any]:
         """The next line of the worker. What keeps it from coming (Ctrl-C too) leaves no process behind."""
-        self._healthy = False
+        reply: dict[str, Any] | None = None
         try:
-            reply: dict[str, Any] = json.loads(self._line(process, time.monotonic() + seconds))
-            self._healthy = True
-            return reply
+            reply = json.loads(self._line(process, time.monotonic() + seconds))
+            return reply or {}
         except Died:
             code = process.wait()
             raise Died(
                 f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
             ) from None
         finally:
-            if not self._healthy:
+            if reply is None:
                 self.close()
 
     def _line(self, process: subprocess.Popen[bytes], deadline: float) -> bytes:

@@ -24,7 +24,7 @@ from ..targets.base import CannotBuild, Kernel, Schedule
 PAIRS = 9  # per point, at least: fewer say little about noise
 MOST_PAIRS = 31
 POINT_SECONDS = 0.15  # enough for one point, once it has PAIRS
-HOPELESS = 1.25  # five pairs in a row this much slower, and the rest is not worth waiting for
+LOST = 1.15  # four pairs in a row this much slower, and the rest is not worth waiting for
 
 
 class Bench(Protocol):
@@ -71,7 +71,7 @@ def race(benches: Sequence[Bench]) -> list[Samples]:
 
 def _enough(taken: Sequence[Sequence[float]], seconds: float) -> bool:
     pairs = len(taken[0])
-    if pairs >= 5 and len(taken) == 2 and all(mine > HOPELESS * its for mine, its in zip(*taken)):
+    if pairs >= 4 and len(taken) == 2 and all(mine > LOST * its for mine, its in zip(*taken)):
         return True
     return pairs >= MOST_PAIRS or (pairs >= PAIRS and seconds > POINT_SECONDS)
 

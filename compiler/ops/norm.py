@@ -1,6 +1,6 @@
 """Normalisation and rotation: RMSNorm and rotary position embedding.
 
-n the normed width, r the rotated width. Rotation turns r/2 pairs of numbers; a pair's two members are neighbours
+n the normed width, r the rotated width. Rotation turns r/2 pairs of numbers; the two of a pair are neighbours
 ("interleaved": x0 x1 | x2 x3 | ..) or lie half a vector apart ("halves": x0 x(r/2) | x1 x(r/2+1) | ..).
 """
 
@@ -68,10 +68,9 @@ def _rotary(x: Any, cos: Any, sin: Any, *, pairs_in: str, pairs_out: str) -> Any
 
 def _rotary_expanded(x: Value, cos: Value, sin: Value, *, pairs_in: str, pairs_out: str) -> Sequence[Value]:
     mul, last, width = elementwise.MUL, x.type.rank - 1, x.shape[-1]
-    if pairs_in == "interleaved":
-        x1, x2 = (shape.SLICE(x, axis=last, start=start, stop=width, step=2) for start in (0, 1))
-    else:
-        x1, x2 = (shape.SLICE(x, axis=last, start=a, stop=b) for a, b in ((0, width // 2), (width // 2, width)))
+    half = width // 2
+    bounds = ((0, width, 2), (1, width, 2)) if pairs_in == "interleaved" else ((0, half, 1), (half, width, 1))
+    x1, x2 = (shape.SLICE(x, axis=last, start=start, stop=stop, step=step) for start, stop, step in bounds)
     o1 = elementwise.SUB(mul(x1, cos), mul(x2, sin))
     o2 = elementwise.ADD(mul(x2, cos), mul(x1, sin))
     if pairs_out == "halves":

@@ -1,6 +1,6 @@
 """Mixture-of-experts routing: which experts each token takes, and the matrix products of just those.
 
-M tokens, E experts, k chosen by each token, R = M*k rows, K and N widths of a product, I expert width, H hidden.
+M tokens, E experts, k chosen by each, R = M*k rows, K and N widths of a product, I expert width, H hidden.
 A slot is a token's choice, numbered m*k+j. Rows are slots in expert order: rows of expert e are
 ends[e-1] .. ends[e], so group sizes are data and any of them may be empty.
 """
@@ -16,7 +16,8 @@ from ..ir import Op, Type, TypeMismatch, Value, make, plain
 from . import dense, elementwise, index, reduce, shape
 from .sources import scalar
 
-_softmax, _sigmoid, _silu = reduce.SOFTMAX.reference, elementwise.SIGMOID.reference, elementwise.SILU.reference
+_softmax = reduce.SOFTMAX.reference
+_sigmoid, _silu = elementwise.SIGMOID.reference, elementwise.SILU.reference
 
 
 def _gate_type(
@@ -24,7 +25,7 @@ def _gate_type(
     group_score: str = "max", normalise: bool, eps: float, scale: float,
 ) -> tuple[Type, Type]:  # fmt: skip
     if scores not in ("softmax", "sigmoid") or group_score not in ("max", "top2"):
-        raise TypeMismatch(f"scores are softmax or sigmoid and groups max or top2, not {scores} and {group_score}")
+        raise TypeMismatch(f"scores are softmax or sigmoid, groups max or top2; got {scores}, {group_score}")
     if logits.rank != 2 or not isinstance(logits.shape[1], int):
         raise TypeMismatch("expected logits of [tokens, experts]")
     tokens, experts = logits.shape
@@ -101,7 +102,7 @@ def _permute_type(ids: Type, *, experts: int) -> tuple[Type, Type]:
 
 def _permute(ids: Any, *, experts: int) -> tuple[Any, Any]:
     slots = ids.reshape(-1)
-    ends = np.cumsum(np.bincount(slots, minlength=experts))
+    ends = np.cumsum(index.BINCOUNT.reference(slots, bins=experts))
     return np.argsort(slots, kind="stable").astype(np.int64), ends.astype(np.int64)
 
 

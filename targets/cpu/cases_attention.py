@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from ...compiler.ir import Array
 from ...compiler.ops.attention import SDPA
 from ...compiler.ops.cache import APPEND
 from ...compiler.ops.latent import LATENT_ATTENTION
 from ...compiler.ops.norm import RMS_NORM, ROTARY
 from ...compiler.ops.routing import PERMUTE, TOP_K_GATE
-from ..base import Kernel, Schedule
-from .cases import Array, Case, Feeds, pack, uniform
+from ..base import Kernel
+from .cases import Case, Feeds, Random, uniform
 
 # Tokens in the cache when a kernel is tried or timed.
 CACHED = 1000
@@ -31,24 +32,24 @@ def attention_mask(batch: int, seen: int, padding: int) -> Array:
     return mask
 
 
-def cache(random: np.random.Generator, batch: int, heads: int, seen: int, width: int) -> Array:
+def cache(random: Random, batch: int, heads: int, seen: int, width: int) -> Array:
     """[B, heads, L, width] with nothing to be read from row `seen` on."""
     rows = uniform(random, batch, heads, seen + SPARE, width)
     rows[:, :, seen:] = np.nan
     return rows
 
 
-def angles(random: np.random.Generator, batch: int, tokens: int, pairs: int) -> list[Array]:
+def angles(random: Random, batch: int, tokens: int, pairs: int) -> list[Array]:
     """cos and sin [B, T, pairs]."""
     turn = uniform(random, batch, tokens, pairs) * np.float32(np.pi)
     return [np.cos(turn), np.sin(turn)]
 
 
 def latent_feeds(
-    kernel: Kernel, tokens: int, random: np.random.Generator, batch: int = 1, cached: int = CACHED, padding: int = 0
+    kernel: Kernel, tokens: int, random: Random, batch: int = 1, cached: int = CACHED, padding: int = 0
 ) -> list[Array]:
-    """q, cos, sin, latent, rotary_keys, mask, w_kvb."""
-    heads, nope, rope, width, value = (kernel[name] for name in ("heads", "nope", "rope", "latent", "value"))
+    """q, cos, sin, latent, rotary_keys, mask."""
+    heads, nope, rope, width = (kernel[name] for name in ("heads", "nope", "rope", "latent"))
     seen = cached + tokens
     return [
         uniform(random, batch, tokens, heads * (nope + rope)),
@@ -56,7 +57,6 @@ def latent_feeds(
         cache(random, batch, 1, seen, width),
         cache(random, batch, 1, seen, rope),
         attention_mask(batch, seen, padding),
-        uniform(random, heads * (nope + value), width) / np.float32(width**0.5),
     ]
 
 
@@ -78,16 +78,14 @@ def latent(kernel: Kernel, feeds: Feeds) -> list[Array]:
     return [LATENT_ATTENTION.reference(*operands, scale=scale, **sizes, **pairs(kernel))]
 
 
-def latent_packed(kernel: Kernel, schedule: Schedule, feeds: Feeds) -> list[Array]:
-    """w_kvb as keys transposed, keys and values of each head, in panels."""
-    *rest, w = feeds
-    by_head = w.reshape(kernel["heads"], kernel["nope"] + kernel["value"], kernel["latent"])
-    keys, values = by_head[:, : kernel["nope"]], by_head[:, kernel["nope"] :]
-    return [*rest, *(pack(part, int(schedule["nr"])) for part in (keys.swapaxes(1, 2), keys, values))]
+def latent_weights(kernel: Kernel, random: Random) -> Mapping[int, Array]:
+    """w_kvb [heads * (nope + value), latent]."""
+    rows, width = kernel["heads"] * (kernel["nope"] + kernel["value"]), kernel["latent"]
+    return {6: uniform(random, rows, width) / np.float32(width**0.5)}
 
 
 def attention_feeds(
-    kernel: Kernel, tokens: int, random: np.random.Generator, batch: int = 1, cached: int = CACHED, padding: int = 0
+    kernel: Kernel, tokens: int, random: Random, batch: int = 1, cached: int = CACHED, padding: int = 0
 ) -> list[Array]:
     """q, keys, values, mask."""
     seen = cached + tokens
@@ -107,8 +105,13 @@ def attention(kernel: Kernel, feeds: Feeds) -> list[Array]:
     return [SDPA.reference(q, keys[:, :, :seen], values[:, :, :seen], visible, scale=dict(kernel.reals)["scale"])]
 
 
-def norm_feeds(kernel: Kernel, rows: int, random: np.random.Generator) -> list[Array]:
-    return [uniform(random, rows, kernel["width"]), uniform(random, kernel["n"])]
+def norm_feeds(kernel: Kernel, rows: int, random: Random) -> list[Array]:
+    return [uniform(random, rows, kernel["width"])]
+
+
+def norm_weights(kernel: Kernel, random: Random) -> Mapping[int, Array]:
+    """w [n], or [c] where the norm writes to a cache."""
+    return {1: uniform(random, kernel["c" if kernel.kind == "latent_write" else "n"])}
 
 
 def norm(kernel: Kernel, feeds: Feeds) -> list[Array]:
@@ -117,7 +120,7 @@ def norm(kernel: Kernel, feeds: Feeds) -> list[Array]:
     return [RMS_NORM.reference(part, w, eps=dict(kernel.reals)["eps"])]
 
 
-def rotary_feeds(kernel: Kernel, rows: int, random: np.random.Generator) -> list[Array]:
+def rotary_feeds(kernel: Kernel, rows: int, random: Random) -> list[Array]:
     """x [2, 3, T, r], cos and sin [2, T, r/2]."""
     return [uniform(random, 2, 3, rows, kernel["r"]), *angles(random, 2, rows, kernel["r"] // 2)]
 
@@ -127,7 +130,7 @@ def rotary(kernel: Kernel, feeds: Feeds) -> list[Array]:
     return [ROTARY.reference(x, cos[:, None], sin[:, None], **pairs(kernel))]
 
 
-def append_feeds(kernel: Kernel, rows: int, random: np.random.Generator, cached: int = CACHED) -> list[Array]:
+def append_feeds(kernel: Kernel, rows: int, random: Random, cached: int = CACHED) -> list[Array]:
     """past, rows, mask; two sequences."""
     past = uniform(random, 2, kernel["h"], cached + rows + SPARE, kernel["d"])
     return [past, uniform(random, 2, kernel["h"], rows, kernel["d"]), attention_mask(2, cached + rows, 0)]
@@ -137,12 +140,11 @@ def append(kernel: Kernel, feeds: Feeds) -> list[Array]:
     return [APPEND.reference(*double(feeds))]
 
 
-def write_feeds(kernel: Kernel, rows: int, random: np.random.Generator, cached: int = CACHED) -> list[Array]:
-    """kv, w_norm, cos, sin, past_c, past_r, mask; two sequences."""
+def write_feeds(kernel: Kernel, rows: int, random: Random, cached: int = CACHED) -> list[Array]:
+    """kv, cos, sin, past_c, past_r, mask; two sequences."""
     room = cached + rows + SPARE
     return [
         uniform(random, 2, rows, kernel["width"]),
-        uniform(random, kernel["c"]),
         *angles(random, 2, rows, kernel["r"] // 2),
         uniform(random, 2, 1, room, kernel["c"]),
         uniform(random, 2, 1, room, kernel["r"]),
@@ -161,7 +163,7 @@ def write(kernel: Kernel, feeds: Feeds) -> list[Array]:
     return [APPEND.reference(past, latents[:, None], mask), APPEND.reference(past_keys, keys[:, None], mask)]
 
 
-def gate_feeds(kernel: Kernel, rows: int, random: np.random.Generator) -> list[Array]:
+def gate_feeds(kernel: Kernel, rows: int, random: Random) -> list[Array]:
     logits = uniform(random, rows, kernel["experts"]) * np.float32(4)
     return [logits, uniform(random, kernel["experts"])] if kernel["bias"] else [logits]
 
@@ -179,7 +181,7 @@ def gate(kernel: Kernel, feeds: Feeds) -> list[Array]:
     return [ids, weights]
 
 
-def permute_feeds(kernel: Kernel, rows: int, random: np.random.Generator) -> list[Array]:
+def permute_feeds(kernel: Kernel, rows: int, random: Random) -> list[Array]:
     return [random.integers(0, kernel["experts"], (rows, kernel["k"]))]
 
 
@@ -188,12 +190,12 @@ def permute(kernel: Kernel, feeds: Feeds) -> list[Array]:
 
 
 CASES: Mapping[str, Case] = {
-    "latent_attention": Case(latent_feeds, latent, latent_packed, weights=(6,)),
-    "attention": Case(attention_feeds, attention),
-    "rms_norm": Case(norm_feeds, norm, weights=(1,)),
+    "latent_attention": Case(latent_feeds, latent, latent_weights, points=(1, 64, 256)),
+    "attention": Case(attention_feeds, attention, points=(1, 64, 256)),
+    "rms_norm": Case(norm_feeds, norm, norm_weights),
     "rotary": Case(rotary_feeds, rotary),
     "append": Case(append_feeds, append),
-    "latent_write": Case(write_feeds, write, weights=(1,)),
-    "top_k_gate": Case(gate_feeds, gate, tolerance=1e-6),
+    "latent_write": Case(write_feeds, write, norm_weights),
+    "top_k_gate": Case(gate_feeds, gate),
     "permute": Case(permute_feeds, permute),
 }

@@ -19,8 +19,9 @@ from ...compiler.interpret import interpret
 from ...compiler.ir import Array, Graph
 from ...compiler.ops.sources import INPUT
 from ..base import Kernel, Schedule
+from . import cases, cases_attention
 from .build import link
-from .cases import CASES, Feeds, operands
+from .cases import Feeds, operands
 from .isa import named
 from .lower import layout_of
 from .table import op_name
@@ -28,10 +29,12 @@ from .table import op_name
 COLD_BYTES = 96 << 20  # more than a last-level cache keeps from one run to the next
 MOST_BYTES = 256 << 20  # of one weight: fewer experts are tried than a model has, where all would be more
 MOST_COPIES = 12
+PAGE = 4096
 FEW_ROWS = 32  # beyond, arithmetic hides whether weights were in cache
 ROWS_TO_CHECK = (1, 2, 3, 7, 33)
 
 Call = Sequence[Array]
+CASES = {**cases.CASES, **cases_attention.CASES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +131,7 @@ class Bench:
         if size >= COLD_BYTES:
             return [self.packed] * calls
         while len(self._copies) < calls:
-            self._copies.append({i: [part.copy() for part in parts] for i, parts in self.packed.items()})
+            self._copies.append({i: [aligned(part) for part in parts] for i, parts in self.packed.items()})
         return self._copies[:calls]
 
     def session(self, calls: Sequence[Call]) -> tuple[Any, Any]:
@@ -183,7 +186,16 @@ def laid_out(layout: Any, w: Array) -> Call:
     """One weight packed."""
     value = INPUT(name="w", dtype="f32", shape=w.shape)
     parts = interpret(Graph((value,), layout.pack(value)), {"w": w}, {})
-    return [np.ascontiguousarray(part) for part in parts.values()]
+    return [aligned(part) for part in parts.values()]
+
+
+def aligned(array: Array) -> Array:
+    """A copy that starts at a page, as weights do in a mapped file; numpy's own start anywhere in a cache line."""
+    memory = np.empty(array.nbytes + PAGE, np.uint8)
+    start = -memory.ctypes.data % PAGE
+    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
 
 
 def spread(feeds: Feeds, packed: Mapping[int, Call]) -> Call:

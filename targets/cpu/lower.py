@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ...compiler.ir import Graph, Node, Op
+from ...compiler.ir import FLOATS, Graph, Node, Op
 from ...compiler.ops.attention import SDPA
 from ...compiler.ops.cache import APPEND
 from ...compiler.ops.dense import LINEAR
@@ -52,9 +52,10 @@ def kernel_of(region: Node) -> Kernel:
     """The kernel for a region of a kind in DIMS, packed or not. Raises KeyError for another kind."""
     kind, body = region.attrs["kind"], region.attrs["body"]
     sizes = SIZES[kind](body)
-    reals = REALS.get(kind, ())
-    numbers = tuple((name, float(sizes[name])) for name in reals)
-    return Kernel(kind, tuple((name, int(sizes[name])) for name in DIMS[kind]), numbers, region.types[0].dtype)
+    dims = tuple((name, int(sizes[name])) for name in DIMS[kind])
+    reals = tuple((name, float(sizes[name])) for name in REALS.get(kind, ()))
+    floats = [value.type.dtype for value in (*body.inputs, *body.outputs) if value.type.dtype in FLOATS]
+    return Kernel(kind, dims, reals, floats[0]) if floats else Kernel(kind, dims, reals)
 
 
 def layout_of(kernel: Kernel, schedule: Schedule) -> Mapping[int, Layout]:

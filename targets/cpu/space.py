@@ -48,16 +48,18 @@ def matmul(kernel: Kernel, isa: Isa) -> Space:
         wide = int(schedule["nr"]) > max(kernel["n"], 2 * isa.lanes)
         return f"nr={schedule['nr']} is wider than n={kernel['n']}" if wide else None
 
-    def point(nr: int, mr: int, ahead: int = 0, grain: int = 1024) -> Schedule:
-        return {"nr": nr, "mr": mr, "unroll": 2, "ahead": ahead, "group": 256, "grain": grain}
+    def point(vectors: int, mr: int, unroll: int, ahead: int) -> Schedule:
+        shape = {"nr": vectors * isa.lanes, "mr": mr, "unroll": unroll, "ahead": ahead}
+        return {**shape, "group": 256, "grain": 1024}
 
-    lanes = isa.lanes
-    shapes = ((4, 6), (2, 8), (2, 12)) if isa.registers == 32 else ((2, 6), (2, 4), (2, 5))
-    good = [point(vectors * lanes, mr) for vectors, mr in shapes]
-    usable = [schedule for schedule in good if not narrow(schedule)] or [point(2 * lanes, 6)]
+    # The best of either instruction set at 1, 8, 64 and 512 rows of 2048 by 1408; the first that fits is the default.
+    wide, narrowest = isa.registers == 32, point(2, 4, 2, 0)
+    good = [point(2, 8, 2, 64), point(3, 6, 2, 0), point(4, 6, 2, 16)] if wide else [point(3, 4, 2, 0), point(2, 6, 4, 64)]
+    rules = (fits, halves, narrow)
+    usable = [one for one in (*good, narrowest) if not any(rule(one) for rule in rules)]
     return Space(
         choices={
-            "nr": [vectors * lanes for vectors in (1, 2, 3, 4, 8)],
+            "nr": [vectors * isa.lanes for vectors in (1, 2, 3, 4, 8)],
             "mr": [2, 3, 4, 5, 6, 7, 8, 12, 14],
             "unroll": [1, 2, 4, 8],
             "ahead": [0, 8, 16, 32, 64],
@@ -66,7 +68,7 @@ def matmul(kernel: Kernel, isa: Isa) -> Space:
         },
         default=usable[0],
         known=usable[1:],
-        rules=(fits, halves, narrow),
+        rules=rules,
     )
 
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...compiler.ir import Node
+from ...compiler.pipeline import Pass
 from ...passes.layout import Layout
 from ..base import Capabilities, Emitted, Kernel, Schedule, Space
 from . import build, isa, lower, space, table
+from .pipeline import PASSES
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,15 @@ class Target:
     @property
     def capabilities(self) -> Capabilities:
         return Capabilities(str(self.isa), self.isa.lanes, self.isa.registers, self.isa.features)
+
+    @property
+    def folder(self) -> Path:
+        """Where the target's sources are: what is cached or logged depends on them."""
+        return Path(__file__).parent
+
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        return PASSES
 
     def kernel_of(self, region: Node) -> Kernel:
         """The kernel a region asks for."""
@@ -39,6 +50,16 @@ class Target:
     def op_name(self, kernel: Kernel, schedule: Schedule) -> str:
         """The kernel's operator in onnxruntime."""
         return table.op_name(kernel, schedule)
+
+    def work(self, kernel: Kernel) -> float:
+        """Multiply-adds for one token, about: what a kernel weighs when time to tune is shared out."""
+        sizes = dict(kernel.dims)
+        width = sizes["heads"] * sizes["latent"] if "latent" in sizes else sizes.get("k", 1)
+        return float(width * sizes.get("n", 64) * sizes.get("share", 1))
+
+    def device(self, threads: int) -> tuple[str, dict[str, int | str]]:
+        """What a tuning worker opens on this machine: module and function, and its arguments."""
+        return f"{__package__}.device:Device", {"isa": str(self.isa), "threads": threads}
 
     def emit(self, kernel: Kernel, schedule: Schedule) -> Emitted:
         """Object code; loads TVM, so call it in a process of its own."""

@@ -23,7 +23,9 @@ def inputs_like(arrays: tuple[Any, ...]) -> tuple[Value, ...]:
 def run_op(op: Op, *arrays: Any, double: bool = False, **attrs: Any) -> list[Any]:
     inputs = inputs_like(arrays)
     feeds = {f"x{i}": array for i, array in enumerate(arrays)}
-    return list(interpret(Graph(inputs, make(op, *inputs, **attrs).values), feeds, {}, double=double).values())
+    return list(
+        interpret(Graph(inputs, make(op, *inputs, **attrs).values), feeds, {}, double=double).values()
+    )
 
 
 def run_expansion(op: Op, *arrays: Any, **attrs: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""References of indexing, dense, attention, cache, layout and region ops on odd sizes; what the ops refuse."""
+"""References of indexing, dense, attention, cache, layout and region ops, and what they refuse."""
 
 from __future__ import annotations
 
@@ -70,7 +70,10 @@ def test_scatter_along(run: Run, sizes: tuple[int, int]) -> None:
 def test_scatter_rows(run: Run) -> None:
     x, indices, rows = real(6, 3), np.array([5, 0, 2]), real(3, 3)
     before = x.copy()
-    close(run(index.SCATTER_ROWS, x, indices, rows)[0], torch.from_numpy(x).index_put((torch.from_numpy(indices),), *tensors(rows)))
+    close(
+        run(index.SCATTER_ROWS, x, indices, rows)[0],
+        torch.from_numpy(x).index_put((torch.from_numpy(indices),), *tensors(rows)),
+    )
     np.testing.assert_array_equal(x, before)
     with pytest.raises(TypeMismatch, match="the source is"):
         index.SCATTER_ROWS(source("x", "f32", 6, 3), source("i", "i64", 3), source("s", "f32", 2, 3))
@@ -142,7 +145,10 @@ def test_sdpa_of_a_row_that_sees_nothing_is_zero(run: Run) -> None:
 
 def test_sdpa_is_stable(run: Run) -> None:
     q, k, v = real(1, 1, 3, 4) * 100, real(1, 1, 5, 4) * 100, real(1, 1, 5, 4)
-    close(run(attention.SDPA, q, k, v, scale=1.0)[0], functional.scaled_dot_product_attention(*tensors(q, k, v), scale=1.0))
+    close(
+        run(attention.SDPA, q, k, v, scale=1.0)[0],
+        functional.scaled_dot_product_attention(*tensors(q, k, v), scale=1.0),
+    )
 
 
 def test_sdpa_refuses() -> None:
@@ -171,7 +177,11 @@ def test_append_and_filled(run: Run, both: Run) -> None:
 
 
 def test_append_beyond_the_cache_at_run_time_is_an_error() -> None:
-    past, rows, mask = source("past", "f32", B, 1, L, 4), source("rows", "f32", B, 1, T, 4), source("mask", "i64", B, S + T)
+    past, rows, mask = (
+        source("past", "f32", B, 1, L, 4),
+        source("rows", "f32", B, 1, T, 4),
+        source("mask", "i64", B, S + T),
+    )
     feeds = {"past": real(1, 1, 4, 4), "rows": real(1, 1, 1, 4), "mask": np.ones((1, 5), np.int64)}
     with pytest.raises(ValueError, match="5 rows do not fit into a cache of 4"):
         interpret(Graph((past, rows, mask), (cache.APPEND(past, rows, mask),)), feeds, {})
@@ -206,7 +216,10 @@ def test_cache_types_are_symbolic() -> None:
         cache.POSITIONS(source("mask", "f32", B, S + T), ids)
 
 
-@pytest.mark.parametrize(("rows", "lanes", "halves"), [(8, 4, 1), (7, 4, 1), (1, 4, 1), (8, 4, 2), (10, 8, 2), (6, 16, 2), (5, 1, 1)])
+@pytest.mark.parametrize(
+    ("rows", "lanes", "halves"),
+    [(8, 4, 1), (7, 4, 1), (1, 4, 1), (8, 4, 2), (10, 8, 2), (6, 16, 2), (5, 1, 1)],
+)
 @pytest.mark.parametrize("outer", [(), (3,), (2, 3)])
 def test_pack_and_unpack(both: Run, outer: tuple[int, ...], rows: int, lanes: int, halves: int) -> None:
     w = real(*outer, rows, 5)

@@ -41,7 +41,9 @@ class Recording:
 
 
 def test_binds_sizes_that_need_others_first() -> None:
-    graph = Graph((source("mask", B, S + T), source("past", B, L), source("ids", B, T)), (source("ids", B, T),))
+    graph = Graph(
+        (source("mask", B, S + T), source("past", B, L), source("ids", B, T)), (source("ids", B, T),)
+    )
     feeds = {"mask": real(2, 7), "past": real(2, 9), "ids": real(2, 3)}
     assert bind(graph, feeds) == {B: 2, T: 3, S: 4, L: 9}
     assert bind(graph, feeds | {"mask": real(2, 3)})[S] == 0
@@ -88,7 +90,9 @@ def test_a_size_that_no_input_fixes() -> None:
 
 def test_sizes_are_filled_into_attributes() -> None:
     x = source("x", B, T, 4)
-    graph = Graph((x,), (shape.RESHAPE(x, shape=(B * T, 4)), shape.IOTA(size=T + 1, dtype="i32")), ("rows", "places"))
+    graph = Graph(
+        (x,), (shape.RESHAPE(x, shape=(B * T, 4)), shape.IOTA(size=T + 1, dtype="i32")), ("rows", "places")
+    )
     result = interpret(graph, {"x": real(2, 3, 4)}, {})
     assert list(result) == ["rows", "places"]
     assert result["rows"].shape == (6, 4)
@@ -103,7 +107,9 @@ def test_an_input_outside_the_graph_is_an_error() -> None:
 def test_a_result_of_another_type_is_an_error() -> None:
     wrong = Op("wrong", lambda x: (x,), lambda x: x[:1])
     graph = Graph((source("x", B),), (wrong(source("x", B), origin="layers.3"),))
-    with pytest.raises(Unfit, match=r"the result of wrong is float32\[1\], but must be float32\[2\]  \[from layers.3\]"):
+    with pytest.raises(
+        Unfit, match=r"the result of wrong is float32\[1\], but must be float32\[2\]  \[from layers.3\]"
+    ):
         interpret(graph, {"x": real(2)}, {})
 
 
@@ -192,7 +198,11 @@ def test_rows_of_experts_are_read_a_few_at_a_time(monkeypatch: pytest.MonkeyPatc
     slices = list(evaluate_rows(value, weights))
     assert [len(part) for part in slices] == [2, 2, 1]
     np.testing.assert_array_equal(np.concatenate(slices), evaluate(value, arrays), strict=True)
-    assert [read for read in weights.reads if read[0] == "gate"] == [("gate", 0, 2), ("gate", 2, 4), ("gate", 4, 5)]
+    assert [read for read in weights.reads if read[0] == "gate"] == [
+        ("gate", 0, 2),
+        ("gate", 2, 4),
+        ("gate", 4, 5),
+    ]
     assert [read for read in weights.reads if read[0] == "scale"] == [("scale", 0, None)]
 
 
@@ -200,6 +210,7 @@ def test_rows_of_experts_are_read_a_few_at_a_time(monkeypatch: pytest.MonkeyPatc
     shape.TRANSPOSE(weight("w", 6, 6), perm=(1, 0)),
     shape.CONCAT(weight("w", 6, 6), weight("w", 6, 6), axis=0),
     shape.SLICE(shape.CONCAT(weight("w", 6, 6), weight("w", 6, 6), axis=0), axis=0, start=3, stop=9),
+    shape.SLICE(weight("w", 6, 6), axis=0, start=0, stop=6),
     shape.RESHAPE(weight("w", 6, 6), shape=(4, 9)),
     elementwise.ADD(weight("w", 6, 6), weight("v", 6)),
     elementwise.ADD(weight("v", 6), weight("w", 6, 6)),

@@ -115,7 +115,9 @@ def test_names_must_match_outputs() -> None:
 def test_rewrite_replaces_and_keeps() -> None:
     x = source("x", 2)
     graph = Graph((x,), (elementwise.EXP(elementwise.NEG(x)),), ("y",))
-    swapped = graph.rewrite(lambda node, new: (elementwise.ABS(*new),) if node.op is elementwise.NEG else None)
+    swapped = graph.rewrite(
+        lambda node, new: (elementwise.ABS(*new),) if node.op is elementwise.NEG else None
+    )
     assert swapped == Graph((x,), (elementwise.EXP(elementwise.ABS(x)),), ("y",))
     assert graph.rewrite(lambda node, new: None) == graph
 

@@ -1,4 +1,4 @@
-"""Norm and routing ops: the reference against the op spelled out in simple ops, at the sizes where such ops break."""
+"""Norm and routing ops: the reference against the op in simple ops, at the sizes where such ops break."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from moec.compiler.interpret import interpret
 from moec.compiler.ir import DTYPES, B, Graph, T, TypeMismatch, Value, make
 from moec.compiler.ops import norm, routing
@@ -59,12 +60,13 @@ def test_rotary(pairs_in: str, pairs_out: str, tokens: int) -> None:
     np.testing.assert_allclose(o1 + 1j * o2, (x1 + 1j * x2) * np.exp(1j * angle), rtol=1e-12)
 
 
+TOP2 = {"group_score": "top2"}
 GATES = (
     {"scores": "softmax", "k": 2, "normalise": False, "scale": 1.0},
     {"scores": "softmax", "k": 8, "normalise": True, "scale": 1.0},
     {"scores": "softmax", "k": 3, "groups": 4, "keep": 2, "normalise": False, "scale": 16.0},
-    {"scores": "sigmoid", "k": 2, "groups": 4, "keep": 1, "group_score": "top2", "normalise": True, "scale": 2.5},
-    {"scores": "sigmoid", "k": 8, "groups": 2, "keep": 2, "group_score": "top2", "normalise": True, "scale": 2.5},
+    {"scores": "sigmoid", "k": 2, "groups": 4, "keep": 1, "normalise": True, "scale": 2.5} | TOP2,
+    {"scores": "sigmoid", "k": 8, "groups": 2, "keep": 2, "normalise": True, "scale": 2.5} | TOP2,
 )
 
 
@@ -131,6 +133,6 @@ def test_products_read_only_the_experts_chosen() -> None:
     w = np.full((4, 2, 2), np.nan)
     w[1] = np.eye(2)
     feeds = {"x": np.ones((1, 2)), "order": np.array([0]), "ends": np.array([0, 1, 1, 1]), "w": w}
-    inputs = entry("x", T, 2), entry("order", T, dtype="i64"), entry("ends", 4, dtype="i64"), entry("w", 4, 2, 2)
-    (got,) = agree(routing.GROUPED_MATMUL, feeds, *inputs, share=1)
+    rows = entry("x", T, 2), entry("order", T, dtype="i64"), entry("ends", 4, dtype="i64")
+    (got,) = agree(routing.GROUPED_MATMUL, feeds, *rows, entry("w", 4, 2, 2), share=1)
     np.testing.assert_array_equal(got, np.ones((1, 2)))

@@ -72,7 +72,10 @@ def test_large_arguments_do_not_overflow(name: str) -> None:
 
 def test_gelu_by_tanh(run: Run) -> None:
     x = real(4, 5) * 3
-    close(run(elementwise.GELU, x, approximate="tanh")[0], functional.gelu(torch.from_numpy(x), approximate="tanh"))
+    close(
+        run(elementwise.GELU, x, approximate="tanh")[0],
+        functional.gelu(torch.from_numpy(x), approximate="tanh"),
+    )
     with pytest.raises(TypeMismatch, match="approximate is 'erf'"):
         elementwise.GELU(source("x", "f32", 2), approximate="erf")
 
@@ -125,11 +128,20 @@ def test_cast_to_bf16_rounds_as_torch(run: Run) -> None:
 
 def test_nothing_is_promoted_in_silence() -> None:
     x, n, flag = source("x", "f32", 2), source("n", "i64", 2), source("f", "bool", 2)
-    for call in (lambda: elementwise.ADD(x, n), lambda: elementwise.WHERE(flag, x, n), lambda: shape.CONCAT(x, n, axis=0)):
+    for call in (
+        lambda: elementwise.ADD(x, n),
+        lambda: elementwise.WHERE(flag, x, n),
+        lambda: shape.CONCAT(x, n, axis=0),
+    ):
         with pytest.raises(TypeMismatch, match="dtypes f32, i64 differ"):
             call()
-    for call in (lambda: elementwise.EXP(n), lambda: elementwise.DIV(n, n), lambda: elementwise.ADD(flag, flag),
-                 lambda: elementwise.LOGICAL_AND(x, x), lambda: elementwise.WHERE(x, x, x)):  # fmt: skip
+    for call in (
+        lambda: elementwise.EXP(n),
+        lambda: elementwise.DIV(n, n),
+        lambda: elementwise.ADD(flag, flag),
+        lambda: elementwise.LOGICAL_AND(x, x),
+        lambda: elementwise.WHERE(x, x, x),
+    ):
         with pytest.raises(TypeMismatch, match="but must be"):
             call()
 
@@ -187,8 +199,12 @@ def test_slice_out_of_range_at_run_time_is_an_error() -> None:
 
 def test_axes_count_from_the_front() -> None:
     x = source("x", "f32", 2, 3)
-    for call in (lambda: reduce.SOFTMAX(x, axis=-1), lambda: reduce.SUM(x, axes=(2,), keepdims=True),
-                 lambda: shape.CONCAT(x, axis=-1), lambda: index.TAKE(x, source("i", "i64", 2), axis=-2)):  # fmt: skip
+    for call in (
+        lambda: reduce.SOFTMAX(x, axis=-1),
+        lambda: reduce.SUM(x, axes=(2,), keepdims=True),
+        lambda: shape.CONCAT(x, axis=-1),
+        lambda: index.TAKE(x, source("i", "i64", 2), axis=-2),
+    ):
         with pytest.raises(TypeMismatch, match="has no axis"):
             call()
 
@@ -210,17 +226,23 @@ def test_iota_and_full(run: Run) -> None:
 
 @pytest.mark.parametrize("keepdims", [False, True])
 @pytest.mark.parametrize("axes", [(1,), (0, 2)])
-@pytest.mark.parametrize(("op", "oracle"), [(reduce.SUM, torch.sum), (reduce.MEAN, torch.mean), (reduce.MAX, torch.amax)])
+@pytest.mark.parametrize(
+    ("op", "oracle"), [(reduce.SUM, torch.sum), (reduce.MEAN, torch.mean), (reduce.MAX, torch.amax)]
+)
 def test_reductions(run: Run, op: Op, oracle: Any, axes: tuple[int, ...], keepdims: bool) -> None:
     x = real(3, 5, 7)
-    close(run(op, x, axes=axes, keepdims=keepdims)[0], oracle(torch.from_numpy(x), dim=axes, keepdim=keepdims))
+    close(
+        run(op, x, axes=axes, keepdims=keepdims)[0], oracle(torch.from_numpy(x), dim=axes, keepdim=keepdims)
+    )
     assert run(op, real(0, 5, 2), axes=(1,), keepdims=False)[0].shape == (0, 2)
 
 
 def test_reductions_keep_the_dtype(run: Run) -> None:
     x = whole(5, 3, 4).astype(np.int32)
     assert run(reduce.SUM, x, axes=(0,), keepdims=False)[0].dtype == np.int32
-    np.testing.assert_array_equal(run(reduce.CUMSUM, x, axis=1)[0], np.cumsum(x, 1).astype(np.int32), strict=True)
+    np.testing.assert_array_equal(
+        run(reduce.CUMSUM, x, axis=1)[0], np.cumsum(x, 1).astype(np.int32), strict=True
+    )
     with pytest.raises(TypeMismatch, match="ascending"):
         reduce.SUM(source("x", "f32", 2, 3), axes=(1, 0), keepdims=False)
 
@@ -270,5 +292,7 @@ def test_literals() -> None:
 
 def test_every_op_is_known_by_its_name() -> None:
     assert all(name == op.name for name, op in OPS.items())
-    expected = "input constant literal add where cast reshape iota full top_k sort take scatter_rows bincount linear"
+    expected = (
+        "input constant literal add where cast reshape iota full top_k sort take scatter_rows bincount linear"
+    )
     assert set(expected.split()) <= set(OPS)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from moec.compiler.interpret import input_name, interpret
 from moec.compiler.ir import Dim, Graph, Node, plain
 from moec.compiler.ops.sources import CONSTANT
@@ -16,7 +17,7 @@ Unchanged = Callable[..., None]
 
 @pytest.fixture
 def unchanged() -> Unchanged:
-    """Asserts that two graphs compute the same in float64, at sizes given by symbol; feeds not given are random."""
+    """Asserts that two graphs compute the same in float64; feeds and weights not given are random."""
 
     def check(before: Graph, after: Graph, sizes: Mapping[Any, int], **given: Any) -> None:
         source = np.random.default_rng(5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from moec.compiler.ir import B, Graph, Miss, T, Value
 from moec.compiler.ops import dense, elementwise, shape
 from moec.compiler.ops.routing import SWIGLU

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from moec.compiler.ir import B, Graph, Miss, T, Value
 from moec.compiler.ops import elementwise, norm, reduce, shape
 from moec.compiler.ops.sources import CONSTANT, INPUT, scalar
@@ -44,9 +45,7 @@ SPELLINGS: dict[str, Callable[[Value, Value], Value]] = {
     "(w * x) * r": lambda x, w: mul(mul(w, x), inverse(x)),
     "x * (r * w)": lambda x, w: mul(x, mul(inverse(x), w)),
     "x * x": lambda x, w: mul(w, mul(x, inverse(x, mean_of_squares(x, mul(x, x))))),
-    "eps first": lambda x, w: mul(
-        w, mul(x, elementwise.RSQRT(add(scalar(1e-6, "f32"), mean_of_squares(x))))
-    ),
+    "eps first": lambda x, w: mul(w, mul(x, elementwise.RSQRT(add(scalar(1e-6, "f32"), mean_of_squares(x))))),
     "power -1/2": lambda x, w: mul(
         w, mul(x, elementwise.POW(add(mean_of_squares(x), scalar(1e-6, "f32")), scalar(-0.5, "f32")))
     ),
@@ -130,7 +129,7 @@ def turned(x1: Value, x2: Value, cos: Value, sin: Value) -> tuple[Value, Value]:
 
 
 def strided() -> Graph:
-    """DeepSeek-V3: pairs are neighbours, the result lies in halves; the first half of doubled angles is used."""
+    """DeepSeek-V3: pairs are neighbours, the result lies in halves; half of doubled angles is used."""
     freqs, cos, sin = angles(doubled=True)
     q = entry("q", B, N, T, 12)
     x = part(q, 4, 12)
@@ -194,8 +193,9 @@ def test_rotary(graph: Graph, pairs_in: str, pairs_out: str, unchanged: Any, gol
 def test_rotary_needs_pairs_of_one_tensor() -> None:
     freqs, cos, sin = angles(doubled=False)
     a, b = entry("a", B, N, T, R), entry("b", B, N, T, R)
-    wrong = turned(part(a, 0, R, 2), part(b, 1, R, 2), cos, sin), turned(part(a, 0, 4), part(a, 2, 6), cos, sin)
-    graph = Graph((a, b, freqs), tuple(shape.CONCAT(*halves, axis=3) for halves in wrong))
+    two = turned(part(a, 0, R, 2), part(b, 1, R, 2), cos, sin)
+    overlapping = turned(part(a, 0, 4), part(a, 2, 6), cos, sin)
+    graph = Graph((a, b, freqs), tuple(shape.CONCAT(*halves, axis=3) for halves in (two, overlapping)))
     assert fuse_rotary(graph, []) is graph
 
 

@@ -73,6 +73,20 @@ def test_a_worker_that_does_not_start_says_why() -> None:
         worker.trial(KERNEL, {"tile": 1}, None)
 
 
+def test_ctrl_c_leaves_no_process(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker.trial(KERNEL, {"tile": 1}, None)
+    process = worker._process
+    assert process is not None
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("moec.tuning.measure.select.select", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        worker.trial(KERNEL, {"tile": 2}, None)
+    assert process.returncode is not None
+
+
 def test_closing_leaves_no_process_and_no_files(worker: Worker) -> None:
     worker.trial(KERNEL, {"tile": 1}, None)
     process, folder = worker._process, worker._folder

@@ -34,15 +34,17 @@ def prefetch(element: Any) -> Any:
     return T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(element), read, keep, data)
 
 
-def tile(symbol: str, rows: int, k: int, nr: int, lanes: int, unroll: int = 1, ahead: int = 0, finish: str = "store") -> Any:
-    """A function (x, xat, w, y, yat, extra, panels): y[yat[i] + p*width + j] = finish(sum_k x[xat[i] + k] * w[p, k, j]).
+def tile(
+    symbol: str, rows: int, k: int, nr: int, lanes: int, unroll: int = 1, ahead: int = 0, finish: str = "store"
+) -> Any:
+    """A function (x, xat, w, y, yat, extra, panels): y[yat[i] + p*width + j] = finish(sum_k x[xat[i]+k] * w[p,k,j]).
 
     x, w, y: float32; xat, yat: int64[rows] element offsets; w: [panels, k, nr], asked for `ahead` steps of k early.
     finish: store, add (plus extra, float32 at y's offsets), accumulate (plus y itself, the sum times extra[i],
     float32[rows]), all of width nr, or swiglu (silu of the panel's first half times its second, width nr/2).
     """
     vectors, lines = nr // lanes, max(nr // LINE, 1) if ahead else 0
-    # Few rows would wait on their own adds, so each of several sums takes every so-manieth k.
+    # Few rows would wait on their own adds, so several sums take turns over k.
     parts = divisor(k, max(1, CHAINS // (rows * vectors)))
     unroll = divisor(k // parts, unroll)
     width = nr // 2 if finish == "swiglu" else nr
@@ -119,10 +121,14 @@ FINISH = {
 
 
 def tiles(kernel: Kernel, schedule: Schedule, isa: Isa, prefix: str) -> Sequence[Any]:
-    """Tiles of 1, 2, .. mr rows: whatever rows there are split into nearly equal heights."""
+    """Tiles of 1, 2, .. mr rows: whatever rows there are split into nearly equal heights.
+
+    Only tall tiles ask for weights early. Low ones run so far ahead of memory on their own that it costs them.
+    """
     nr, mr, unroll, ahead = (int(schedule[knob]) for knob in ("nr", "mr", "unroll", "ahead"))
+    k, finish = kernel["k"], FINISH[kernel.kind]
     return [
-        tile(f"{prefix}_{rows}", rows, kernel["k"], nr, isa.lanes, unroll, ahead, FINISH[kernel.kind])
+        tile(f"{prefix}_{rows}", rows, k, nr, isa.lanes, unroll, ahead if 2 * rows > mr else 0, finish)
         for rows in range(1, mr + 1)
     ]
 

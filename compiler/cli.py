@@ -1,0 +1,247 @@
+"""The command line: what the user types, and what is shown. All work is done elsewhere."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+EXAMPLES = """
+\b
+Examples:
+  moec compile ./DeepSeek-V2-Lite -o lite --budget 2m
+  moec compile --config ./DeepSeek-V3 --random-weights 0 -o shape
+  moec compile my_package.models:tiny -o tiny
+  moec run lite --tokens 100000,549,6077 --max-new 32
+  moec bench lite --prompt 512 --max-new 64
+  moec explain lite
+  moec explain --config ./DeepSeek-V3
+"""
+
+
+class Refused(click.ClickException):
+    """Something the user gave cannot be used: one sentence on stderr, exit code 2."""
+
+    exit_code = 2
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"moec: {self.message}", err=True)
+
+
+class Commands(click.Group):
+    """Turns errors about what the user gave into Refused; anything else is a defect and keeps its traceback."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except refusals() as error:
+            raise Refused(str(error)) from None
+
+
+def refusals() -> tuple[type[Exception], ...]:
+    """The errors that the user can do something about. Only modules that are loaded can have raised theirs."""
+    homes = {
+        "checkpoint": ("BadModel",),
+        "convert": ("UnsupportedOp",),
+        "manifest": ("BadArtifact",),
+        "artifact": ("OutputTaken",),
+        "proof": ("NotProven",),
+        "runner": ("BadRequest",),
+    }
+    rooms = {f"{__package__}.{name}": errors for name, errors in homes.items()}
+    parent = str(__package__).rpartition(".")[0]
+    rooms |= {f"{parent}.targets.base": ("CannotBuild",), f"{parent}.tuning.log": ("BadLog",)}
+    return tuple(getattr(sys.modules[room], name) for room, names in rooms.items() if room in sys.modules for name in names)
+
+
+def say(machine: bool, data: Any, show: Callable[[Any], None]) -> None:
+    """JSON for machines, or what `show` prints on a console for people."""
+    if machine:
+        click.echo(json.dumps(data, indent=1, default=str))
+    else:
+        from rich.console import Console
+
+        show(Console())
+
+
+def tokens_of(context: click.Context, option: click.Parameter, text: str) -> list[int]:
+    """Token ids from "1,2,3"."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a list of token ids such as 1,2,3") from None
+
+
+def budget_of(context: click.Context, option: click.Parameter, text: str) -> str:
+    """A budget that the search understands."""
+    from ..tuning.search import Budget
+
+    try:
+        Budget.parse(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    return text
+
+
+as_json = click.option("--json", "machine", is_flag=True, help="Print JSON instead of tables.")
+with_threads = click.option("--threads", type=click.IntRange(1), help="Threads to run with; default: all cores.")
+with_config = click.option(
+    "--config", type=click.Path(path_type=Path), help="A config.json, or a folder with one, instead of MODEL."
+)
+with_target = click.option("--target", default="cpu", show_default=True, help="What to compile for.")
+with_isa = click.option("--isa", help="Instruction set, such as x86-64-v3; default: this machine's best.")
+with_log = click.option(
+    "--log", type=click.Path(path_type=Path), help="Tuning log; default: in the user's data folder."
+)
+with_watch = click.option(
+    "--watch", type=click.Path(path_type=Path), help="Write the graph after each pass into this folder."
+)
+
+
+@click.group(cls=Commands, epilog=EXAMPLES)
+@click.version_option(package_name="moec")
+def main() -> None:
+    """Compile Mixture-of-Experts language models into artifacts that stock onnxruntime runs.
+
+    MODEL is a Hugging Face folder (config.json and safetensors), or package.module:function that returns a
+    torch.nn.Module and example inputs. Families known by name: deepseek_v2, deepseek_v3, qwen3_moe.
+    """
+
+
+@main.command("compile")
+@click.argument("model", default="")
+@with_config
+@click.option("--random-weights", type=int, metavar="SEED", help="Make the weights up, from this seed.")
+@with_target
+@with_isa
+@click.option(
+    "--budget",
+    default="0",
+    show_default=True,
+    callback=budget_of,
+    help="How long to tune: 90s, 2m or 1h in all, 40t for trials a kernel, 0 for what the log knows, else defaults.",
+)
+@with_log
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.option("--force", is_flag=True, help="Replace the artifact in that folder, once the new one is complete.")
+@with_watch
+@click.option("--check", is_flag=True, help="Compare the numbers before and after each pass.")
+@click.option("--prove/--no-prove", default=True, help="Compare the artifact with PyTorch.", show_default=True)
+@with_threads
+@as_json
+def compile_(model: str, machine: bool, **options: Any) -> None:
+    """Compile MODEL into an artifact: a folder with model.onnx, weights, a kernel library and a manifest."""
+    from .driver import compile_model
+    from .progress import Bar
+
+    expect_model(model, options["config"])
+    with Bar() as bar:
+        report = compile_model(model, progress=bar, **options)
+    show(report, machine)
+
+
+@main.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--tokens", required=True, callback=tokens_of, help="The prompt's token ids: 1,2,3.")
+@click.option("--max-new", default=32, show_default=True, type=click.IntRange(0), help="Tokens to add.")
+@click.option("--temperature", default=0.0, show_default=True, type=click.FloatRange(0), help="0 is greedy.")
+@click.option("--top-k", type=click.IntRange(1), help="Draw from the k most likely tokens.")
+@click.option("--top-p", default=1.0, show_default=True, type=click.FloatRange(0, 1), help="Draw from this much chance.")
+@click.option("--seed", type=int, help="For draws that can be repeated.")
+@click.option("--eos", type=int, help="Stop after this token.")
+@with_threads
+@as_json
+def run(artifact: Path, tokens: list[int], max_new: int, eos: int | None, threads: int | None, machine: bool, **sampling: Any) -> None:
+    """Continue a prompt of token ids with the model in ARTIFACT."""
+    from .runner import load
+
+    ids = load(artifact, threads).generate([tokens], max_new, eos_token_id=eos, **sampling)[0].tolist()
+    say(machine, {"tokens": ids}, lambda console: console.print(*ids, sep=","))
+
+
+@main.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--prompt", default=64, show_default=True, type=click.IntRange(1), help="Tokens of the prompt.")
+@click.option("--max-new", default=32, show_default=True, type=click.IntRange(1), help="Tokens to decode.")
+@click.option("--batch", default=1, show_default=True, type=click.IntRange(1), help="Sequences at once.")
+@with_threads
+@as_json
+def bench(artifact: Path, prompt: int, max_new: int, batch: int, threads: int | None, machine: bool) -> None:
+    """Time prefill and decode of ARTIFACT, and count the bytes they move."""
+    from dataclasses import asdict
+
+    from .bench import bench, default_threads
+    from .report import speeds
+    from .runner import load
+
+    threads = threads or default_threads()
+    found = bench(load(artifact, threads), prompt, max_new, batch, threads)
+    say(machine, asdict(found), lambda console: console.print(speeds(found)))
+
+
+@main.command()
+@click.argument("what", default="")
+@with_config
+@with_target
+@with_isa
+@with_log
+@with_watch
+@as_json
+def explain(what: str, machine: bool, **options: Any) -> None:
+    """Which pass did what, what nearly matched, and where each kernel and schedule came from.
+
+    WHAT is an artifact, or a model; of a model only the shapes are read, so its weights need not be there.
+    """
+    from .driver import explain
+    from .progress import Bar
+
+    expect_model(what, options["config"])
+    with Bar() as bar:
+        report = explain(what, progress=bar, **options)
+    show(report, machine, misses=sys.maxsize)
+
+
+@main.group()
+def log() -> None:
+    """The tuning log: what was tried on which kernel, and how fast it was."""
+
+
+@log.command("show")
+@with_log
+@as_json
+def log_show(log: Path | None, machine: bool) -> None:
+    """The best schedule known for each kernel."""
+    from ..tuning.log import Log, default_path
+    from .report import best, records
+
+    found = Log(log or default_path())
+    for problem in found.problems:
+        click.echo(f"moec: {problem}", err=True)
+    say(machine, best(found), lambda console: console.print(records(found)))
+
+
+@main.command()
+@as_json
+def devices(machine: bool) -> None:
+    """What this machine can build for, run on and measure."""
+    from .driver import devices
+    from .report import machines
+
+    found = devices()
+    say(machine, found, lambda console: console.print(machines(found)))
+
+
+def expect_model(model: str, config: Path | None) -> None:
+    """Exactly one of the two ways to name a model."""
+    if bool(model) == bool(config):
+        raise click.UsageError("give either MODEL or --config" + (", not both" if model else ""))
+
+
+def show(report: Any, machine: bool, misses: int = 5) -> None:
+    from .report import render
+
+    say(machine, report.json(), lambda console: console.print(render(report, misses)))

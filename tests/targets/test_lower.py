@@ -1,0 +1,87 @@
+"""Each region gives the kernel that the runtime knows under its kind, with sizes in the runtime's order."""
+
+from __future__ import annotations
+
+import pytest
+from layers import (
+    CHOSEN, EXPERTS, HEADS, HIDDEN, LATENT, NOPE, Q_LORA, ROPE, VALUE, WIDTH, count, decoder,
+)  # fmt: skip
+
+from moec.compiler.ops.region import REGION
+from moec.compiler.pipeline import run
+from moec.passes.layout import HeadPanels, Panels
+from moec.targets.base import Kernel
+from moec.targets.cpu.lower import DIMS, REALS, SIZES, kernel_of, layout_of
+from moec.targets.cpu.pipeline import PASSES
+
+MODELS = {latent: run(decoder(latent=latent), PASSES)[0] for latent in (True, False)}
+KERNELS = {kernel_of(node) for graph in MODELS.values() for node in graph if node.op is REGION}
+
+
+@pytest.mark.parametrize(
+    ("kind", "dims", "reals"),
+    [
+        ("linear", (HIDDEN, Q_LORA + LATENT + ROPE), ()),
+        ("linear_add", (HEADS * VALUE, HIDDEN), ()),
+        ("linear_swiglu", (HIDDEN, 2 * WIDTH), ()),
+        ("grouped_swiglu", (HIDDEN, 2 * WIDTH, EXPERTS, CHOSEN), ()),
+        ("grouped_combine", (WIDTH, HIDDEN, EXPERTS, CHOSEN, 1), ()),
+        ("rms_norm", (HIDDEN, HIDDEN, 0), (1e-6,)),
+        ("rms_norm", (Q_LORA, Q_LORA + LATENT + ROPE, 0), (1e-6,)),
+        ("top_k_gate", (EXPERTS, CHOSEN, 1, 1, 1, 0, 1, 1), (1e-20, 2.5)),
+        ("permute", (EXPERTS, CHOSEN), ()),
+        ("latent_write", (LATENT, ROPE, Q_LORA + LATENT + ROPE, Q_LORA, 0, 1), (1e-6,)),
+        ("latent_attention", (HEADS, NOPE, ROPE, LATENT, VALUE, 0, 1), (0.3,)),
+        ("append", (1, ROPE), ()),
+        ("rotary", (ROPE, 1, 1), ()),
+        ("attention", (HEADS, 1, ROPE, ROPE), (0.5,)),
+    ],
+)
+def test_the_kernel_of_each_kind(kind: str, dims: tuple[int, ...], reals: tuple[float, ...]) -> None:
+    named = tuple(zip(DIMS[kind], dims, strict=True))
+    assert Kernel(kind, named, tuple(zip(REALS.get(kind, ()), reals, strict=True))) in KERNELS
+
+
+def test_every_kind_is_met_and_known() -> None:
+    assert {kernel.kind for kernel in KERNELS} == set(DIMS) == set(SIZES)
+    assert set(REALS) <= set(DIMS)
+
+
+def test_one_kernel_has_one_meaning() -> None:
+    meanings: dict[Kernel, set[str]] = {}
+    for graph in MODELS.values():
+        for node in graph:
+            if node.op is REGION:
+                ops = [inner.op.name for inner in node.attrs["body"] if inner.inputs]
+                meanings.setdefault(kernel_of(node), set()).add(" ".join(ops))
+    assert all(len(ops) == 1 for ops in meanings.values())
+
+
+def test_weights_lie_in_the_schedules_lanes() -> None:
+    layouts = {kernel.kind: layout_of(kernel, {"nr": 16}) for kernel in KERNELS}
+    assert layouts["linear_swiglu"] == {1: Panels(16, 2 * WIDTH, halves=2)}
+    assert layouts["grouped_swiglu"] == {3: Panels(16, 2 * WIDTH, halves=2)}
+    assert layouts["grouped_combine"] == {3: Panels(16, HIDDEN)}
+    assert layouts["latent_attention"] == {6: HeadPanels(16, HEADS, NOPE, VALUE)}
+    assert not layouts["rms_norm"]
+
+
+def test_a_decode_layer_is_fifteen_regions() -> None:
+    per_layer = count(run(decoder(3), PASSES)[0])
+    for kind, amount in count(run(decoder(2), PASSES)[0]).items():
+        per_layer[kind] -= amount
+    per_layer = {kind: amount for kind, amount in per_layer.items() if amount}
+    assert per_layer.pop("concat") == 1  # of weights
+    assert per_layer.pop("reshape") == 3  # to rows of tokens and back
+    assert per_layer == {
+        "rms_norm": 3,
+        "linear": 3,
+        "latent_write": 1,
+        "latent_attention": 1,
+        "linear_add": 2,
+        "top_k_gate": 1,
+        "permute": 1,
+        "grouped_swiglu": 1,
+        "linear_swiglu": 1,
+        "grouped_combine": 1,
+    }
