@@ -1,6 +1,6 @@
 """The compiler: graph, capture, pipeline, artifact, command line.
 
-    from moec.compiler import compile_model, load
+from moec.compiler import compile_model, load
 """
 
 from __future__ import annotations

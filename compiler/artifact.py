@@ -92,7 +92,9 @@ def store(
         progress(done, total)
     blobs.close()
     (folder / MODEL).write_bytes(to_onnx(graph, stored, naming).SerializeToString())
-    others = {path.name: fingerprint(path) for path in sorted(folder.iterdir()) if path.name not in blobs.files}
+    others = {
+        path.name: fingerprint(path) for path in sorted(folder.iterdir()) if path.name not in blobs.files
+    }
     return {**others, **blobs.files}
 
 
@@ -111,14 +113,17 @@ def verify(folder: Path, how: Verify = "full") -> Manifest:
     found = manifests.read(folder)
     for name, file in found.files.items():
         _expect_inside(folder, name, file)
-    if MODEL not in found.files:
-        raise BadArtifact(f"{folder / manifests.NAME} does not list {MODEL}; compile the model again")
+    for name in (MODEL, found.target.get("library")):
+        if name and name not in found.files:
+            raise BadArtifact(f"{folder / manifests.NAME} does not list {name!r}; compile the model again")
     if how == "full":
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             digests = pool.map(lambda name: fingerprint(folder / name), found.files)
             for (name, file), actual in zip(found.files.items(), digests):
                 if actual != file:
-                    raise BadArtifact(f"{folder / name} was altered: its SHA-256 is not the manifest's; copy it again")
+                    raise BadArtifact(
+                        f"{folder / name} was altered: its SHA-256 is not the manifest's; copy it again"
+                    )
     _expect_machine(folder, found)
     return found
 
@@ -127,7 +132,9 @@ def _expect_inside(folder: Path, name: str, file: File) -> None:
     """A regular file directly in the folder, of the size the manifest gives."""
     path = folder / name
     if Path(name).name != name or name in ("", ".", ".."):
-        raise BadArtifact(f"{folder / manifests.NAME} lists {name!r}, which is no file name inside the artifact")
+        raise BadArtifact(
+            f"{folder / manifests.NAME} lists {name!r}, which is no file name inside the artifact"
+        )
     try:
         status = path.lstat()
     except OSError:
@@ -176,4 +183,3 @@ def open_session(folder: Path, found: Manifest, threads: int | None = None, kern
     if kernels and library:
         options.register_custom_ops_library(str(folder / library))
     return onnxruntime.InferenceSession(str(folder / MODEL), options, providers=["CPUExecutionProvider"])
-

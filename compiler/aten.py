@@ -1,4 +1,4 @@
-"""The table from ATen calls to our ops: products, attention, indexing, the cache, and complex numbers as pairs."""
+"""The table from ATen calls to our ops: products, attention, indexing, the cache, and complex numbers."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import aten_math, aten_shape
+from . import aten_make, aten_math, aten_reduce, aten_shape
+from .aten_make import filled
 from .aten_math import Handler, Operand, Put, Unsupported, as_dtype, axis_of
-from .aten_shape import concat, cut, expand, filled, reshape, unsqueeze
-from .ir import Value, plain
+from .aten_shape import concat, cut, expand, reshape, unsqueeze
+from .ir import TypeMismatch, Value, plain
 from .ops import attention, cache, dense, elementwise, index, shape
 from .ops.rules import INTEGERS
 
@@ -44,9 +45,13 @@ def _linear(put: Put, x: Value, weight: Value, bias: Value | None = None) -> Val
     return put(dense.LINEAR, x, weight, *([] if bias is None else [bias]))
 
 
-def _grouped_mm(put: Put, x: Value, weight: Value, offs: Value | None = None, bias: Any = None, *_: Any) -> Value:
+def _grouped_mm(
+    put: Put, x: Value, weight: Value, offs: Value | None = None, bias: Any = None, *_: Any
+) -> Value:
     if offs is None or bias is not None or x.type.rank != 2:
-        raise Unsupported("a grouped matmul other than rows in expert order with their ends (offs) and no bias")
+        raise Unsupported(
+            "a grouped matmul other than rows in expert order with their ends (offs) and no bias"
+        )
     return put(dense.GROUPED_MM, x, weight, offs)
 
 
@@ -108,7 +113,9 @@ def _index(put: Put, x: Value, indices: Sequence[Value | None]) -> Value:
     return put(index.TAKE, x, places, axis=axis)
 
 
-def _index_put(put: Put, x: Value, indices: Sequence[Value | None], source: Value, accumulate: bool = False) -> Value:
+def _index_put(
+    put: Put, x: Value, indices: Sequence[Value | None], source: Value, accumulate: bool = False
+) -> Value:
     axis, places = _only_index(indices)
     if axis or accumulate:
         raise Unsupported("a write by index other than of whole rows (axis 0) without accumulation")
@@ -124,7 +131,9 @@ def _scatter(put: Put, x: Value, axis: int, places: Value, source: Operand) -> V
 def _histogram(put: Put, x: Value, bins: int = 100, low: float = 0, high: float = 0) -> Value:
     ids = x.node.inputs[0] if x.op is elementwise.CAST else x
     if (low, high) != (0, bins - 1) or ids.type.dtype not in INTEGERS:
-        raise Unsupported(f"a histogram other than of whole numbers with a bin each (bins {bins}, from {low} to {high})")
+        raise Unsupported(
+            f"a histogram other than of whole numbers with a bin each (bins {bins}, from {low} to {high})"
+        )
     return as_dtype(put, put(index.BINCOUNT, ids, bins=bins), x.type.dtype)
 
 
@@ -136,7 +145,7 @@ def _polar(put: Put, length: Value, angle: Value) -> Complex:
 
 
 def _view_as_complex(put: Put, x: Value) -> Complex:
-    """Pairs lie in the last axis; where they were just folded out of a longer axis, every other place of that."""
+    """Pairs lie in the last axis; where that was just folded out of a longer one, they alternate there."""
     inner = x.node.inputs[0] if x.op is shape.RESHAPE else x
     axis, size = inner.type.rank - 1, inner.shape[-1]
     if inner is not x and (*inner.shape[:-1], plain(size // 2), 2) == x.shape:
@@ -149,10 +158,12 @@ def _view_as_real(put: Put, z: Complex) -> Value:
 
 
 def _complex_mul(put: Put, a: Complex | Operand, b: Complex | Operand) -> Complex:
+    def product(x: Value, y: Value) -> Value:
+        return put(elementwise.MUL, x, y)
+
     if isinstance(a, Complex) and isinstance(b, Complex):
-        times = lambda x, y: put(elementwise.MUL, x, y)  # noqa: E731
-        real = put(elementwise.SUB, times(a.real, b.real), times(a.imaginary, b.imaginary))
-        return Complex(real, put(elementwise.ADD, times(a.imaginary, b.real), times(a.real, b.imaginary)))
+        real = put(elementwise.SUB, product(a.real, b.real), product(a.imaginary, b.imaginary))
+        return Complex(real, put(elementwise.ADD, product(a.imaginary, b.real), product(a.real, b.imaginary)))
     z, factor = (a, b) if isinstance(a, Complex) else (b, a)
     if not isinstance(z, Complex) or isinstance(factor, Complex | complex):
         raise Unsupported("a product with a complex number")
@@ -172,11 +183,13 @@ COMPLEX: Mapping[str, Handler] = {
     "aten._to_copy.default": _complex_to,
 }
 # Calls that move elements or add them up, whatever their kind.
-PARTWISE = ("view", "reshape", "unsqueeze", "transpose", "permute", "expand", "slice", "select", "clone", "alias", "add", "sub")
+PARTWISE = tuple("view reshape unsqueeze transpose permute expand slice select clone alias add sub".split())
 
 TABLE: Mapping[str, Handler] = {
     **aten_math.TABLE,
     **aten_shape.TABLE,
+    **aten_reduce.TABLE,
+    **aten_make.TABLE,
     "aten.linear.default": _linear,
     **dict.fromkeys(("aten.matmul.default", "aten.mm.default", "aten.bmm.default"), _matmul),
     "aten.addmm.default": _addmm,
@@ -184,10 +197,14 @@ TABLE: Mapping[str, Handler] = {
     "transformers.grouped_mm_fallback.default": _grouped_mm,
     "aten.scaled_dot_product_attention.default": _sdpa,
     "aten.embedding.default": lambda put, weight, ids, *_: put(index.TAKE, weight, ids, axis=0),
-    "aten.index_select.default": lambda put, x, axis, places: put(index.TAKE, x, places, axis=axis_of(x, axis)),
+    "aten.index_select.default": lambda put, x, axis, places: put(
+        index.TAKE, x, places, axis=axis_of(x, axis)
+    ),
     "aten.index.Tensor": _index,
     "aten.index_put.default": _index_put,
-    "aten.gather.default": lambda put, x, axis, places: put(index.GATHER_ALONG, x, places, axis=axis_of(x, axis)),
+    "aten.gather.default": lambda put, x, axis, places: put(
+        index.GATHER_ALONG, x, places, axis=axis_of(x, axis)
+    ),
     **dict.fromkeys(("aten.scatter.value", "aten.scatter.src"), _scatter),
     "aten.histc.default": _histogram,
     "aten.polar.default": _polar,
@@ -204,12 +221,16 @@ def call(put: Put, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
 
     Raises Unsupported where it has no spelling in our ops.
     """
-    given = (*args, *kwargs.values())
-    if any(isinstance(arg, Complex) for arg in given):
+    if any(isinstance(arg, Complex) for arg in args):
         return _complex_call(put, name, args, kwargs)
     if name not in TABLE:
-        raise Unsupported("it is not in the table of known calls")
-    return TABLE[name](put, *args, **kwargs)
+        raise Unsupported("no op of ours does this")
+    try:
+        return TABLE[name](put, *args, **kwargs)
+    except TypeMismatch:
+        raise
+    except TypeError as error:
+        raise Unsupported(f"it is not known with these arguments ({error})") from None
 
 
 def _complex_call(put: Put, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

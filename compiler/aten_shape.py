@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import sympy
 
-from .aten_math import TORCH_DTYPES, Handler, Operand, Put, Unsupported, as_dtype, axis_of, cast, dtype_of, promoted
-from .ir import FLOATS, Dim, Value, plain
-from .ops import elementwise, shape
-from .ops.sources import scalar
+from .aten_math import (
+    TORCH_DTYPES,
+    Handler,
+    Put,
+    Unsupported,
+    as_dtype,
+    axis_of,
+    cast,
+    promoted,
+)
+from .ir import Dim, Value, plain
+from .ops import shape
 
 END = 1 << 62  # torch writes 2^63 - 1 for "to the end"
 
@@ -56,7 +64,12 @@ def cut(put: Put, x: Value, axis: int, start: Dim, stop: Dim, step: int = 1) -> 
     """Places start..stop of an axis; looks through concatenations and filled tensors where the cut allows."""
     if (start, stop, step) == (0, x.shape[axis], 1):
         return x
-    if step == 1 and x.op is shape.CONCAT and x.node.attrs["axis"] == axis and (parts := _parts(x, axis, start, stop)):
+    if (
+        step == 1
+        and x.op is shape.CONCAT
+        and x.node.attrs["axis"] == axis
+        and (parts := _parts(x, axis, start, stop))
+    ):
         return concat(put, parts, axis)
     if x.op is shape.FULL and step == 1:
         sizes = (*x.shape[:axis], plain(stop - start), *x.shape[axis + 1 :])
@@ -65,7 +78,7 @@ def cut(put: Put, x: Value, axis: int, start: Dim, stop: Dim, step: int = 1) -> 
 
 
 def _parts(x: Value, axis: int, start: Dim, stop: Dim) -> list[Value]:
-    """The operands of a concatenation that make up start..stop exactly; none where the cut goes through one."""
+    """The operands of a concatenation that make up start..stop; none where the cut goes through one."""
     parts = x.node.inputs
     ends = [plain(end) for end in accumulate((part.shape[axis] for part in parts), initial=0)]
     return list(parts[ends.index(start) : ends.index(stop)]) if start in ends and stop in ends else []
@@ -88,14 +101,22 @@ def _place(place: Dim, size: Dim) -> Dim:
     return place
 
 
-def slice_(put: Put, x: Value, axis: int = 0, start: Dim | None = None, stop: Dim | None = None, step: int = 1) -> Value:
+def slice_(
+    put: Put, x: Value, axis: int = 0, start: Dim | None = None, stop: Dim | None = None, step: int = 1
+) -> Value:
     """x[..., start:stop:step, ...]."""
     axis = axis_of(x, axis)
     return cut(put, x, axis, *bounds(x, axis, start, stop), step)
 
 
 def slice_scatter(
-    put: Put, x: Value, source: Value, axis: int = 0, start: Dim | None = None, stop: Dim | None = None, step: int = 1
+    put: Put,
+    x: Value,
+    source: Value,
+    axis: int = 0,
+    start: Dim | None = None,
+    stop: Dim | None = None,
+    step: int = 1,
 ) -> Value:
     """x with source in place of x[..., start:stop, ...]: a concatenation of what stays and what is new."""
     if step != 1:
@@ -113,6 +134,13 @@ def select(put: Put, x: Value, axis: int, index: Dim) -> Value:
     place = _place(index, x.shape[axis])
     row = cut(put, x, axis, place, plain(place + 1))
     return reshape(put, row, (*x.shape[:axis], *x.shape[axis + 1 :]))
+
+
+def select_scatter(put: Put, x: Value, source: Value, axis: int, index: Dim) -> Value:
+    """x with source in place of x[..., index, ...]."""
+    axis = axis_of(x, axis)
+    place = _place(index, x.shape[axis])
+    return slice_scatter(put, x, unsqueeze(put, source, axis), axis, place, plain(place + 1))
 
 
 def unsqueeze(put: Put, x: Value, axis: int) -> Value:
@@ -148,7 +176,7 @@ def _swap(put: Put, x: Value, first: int = 0, second: int = 1) -> Value:
 def _split(put: Put, x: Value, sizes: Sequence[Dim], axis: int = 0) -> tuple[Value, ...]:
     axis = axis_of(x, axis)
     ends = [plain(end) for end in accumulate(sizes, initial=0)]
-    return tuple(cut(put, x, axis, low, high) for low, high in zip(ends, ends[1:]))
+    return tuple(cut(put, x, axis, low, high) for low, high in pairwise(ends))
 
 
 def _split_every(put: Put, x: Value, size: int, axis: int = 0) -> tuple[Value, ...]:
@@ -197,74 +225,16 @@ def _to(put: Put, x: Value, *args: Any, dtype: Any = None, **_: Any) -> Value:
     return x if wanted is None else cast(put, x, wanted)
 
 
-def filled(put: Put, sizes: Sequence[Dim], value: Operand, name: str) -> Value:
-    """A tensor of one value, in one of our dtypes."""
-    if isinstance(value, Value):
-        return expand(put, as_dtype(put, value, name), sizes)
-    number = bool(value) if name == "bool" else float(value) if name in FLOATS else int(value)
-    return put(shape.FULL, shape=tuple(plain(size) for size in sizes), value=number, dtype=name)
-
-
-def _filled_with(value: Operand) -> Handler:
-    return lambda put, sizes, dtype=None, **_: filled(put, sizes, value, dtype_of(dtype or "torch.float32"))
-
-
-def _full(put: Put, sizes: Sequence[Dim], value: Operand, dtype: Any = None, **_: Any) -> Value:
-    whole = "torch.bool" if isinstance(value, bool) else "torch.int64" if isinstance(value, int) else "torch.float32"
-    return filled(put, sizes, value, dtype_of(dtype or whole))
-
-
-def _new_full(put: Put, x: Value, sizes: Sequence[Dim], value: Operand, dtype: Any = None, **_: Any) -> Value:
-    return filled(put, sizes, value, dtype_of(dtype) if dtype else x.type.dtype)
-
-
-def _full_like(put: Put, x: Value, value: Operand, dtype: Any = None, **_: Any) -> Value:
-    return _new_full(put, x, x.shape, value, dtype)
-
-
-def _like(value: Operand) -> Handler:
-    return lambda put, x, **options: _full_like(put, x, value, **options)
-
-
-def _new(value: Operand) -> Handler:
-    return lambda put, x, sizes, **options: _new_full(put, x, sizes, value, **options)
-
-
-def _arange(put: Put, start: Dim, stop: Dim, step: Dim = 1, dtype: Any = None, **_: Any) -> Value:
-    if any(isinstance(place, float) for place in (start, stop, step)):
-        raise Unsupported("arange over fractions; only whole numbers are known")
-    name = dtype_of(dtype or "torch.int64")
-    count = plain(sympy.ceiling(sympy.sympify(stop - start) / step))
-    places = put(shape.IOTA, size=count, dtype=name)
-    places = places if step == 1 else put(elementwise.MUL, places, scalar(int(step), name))
-    return places if start == 0 else put(elementwise.ADD, places, _offset(put, start, name))
-
-
-def _offset(put: Put, start: Dim, name: str) -> Value:
-    if isinstance(start, int):
-        return scalar(start, name)
-    raise Unsupported(f"arange that starts at the size {start}; slice a longer one instead")
-
-
-def _triangle(lower: bool) -> Handler:
-    def handle(put: Put, x: Value, diagonal: int = 0) -> Value:
-        rows, columns = x.shape[-2:]
-        row = reshape(put, put(shape.IOTA, size=rows, dtype="i64"), (rows, 1))
-        column = put(shape.IOTA, size=columns, dtype="i64")
-        shifted = put(elementwise.ADD, row, scalar(diagonal, "i64"))
-        keep = put(elementwise.LESS_EQUAL if lower else elementwise.GREATER_EQUAL, column, shifted)
-        return put(elementwise.WHERE, keep, x, scalar(0, x.type.dtype))
-
-    return handle
-
-
 def _same_value(put: Put, x: Value, *_: Any, **__: Any) -> Value:
     return x
 
 
 TABLE: Mapping[str, Handler] = {
     **dict.fromkeys(("aten.view.default", "aten.reshape.default", "aten._unsafe_view.default"), reshape),
-    **dict.fromkeys((f"aten.{n}.default" for n in ("clone", "alias", "contiguous", "detach", "lift_fresh_copy")), _same_value),
+    **dict.fromkeys(
+        (f"aten.{n}.default" for n in ("clone", "alias", "contiguous", "detach", "lift_fresh_copy")),
+        _same_value,
+    ),
     **dict.fromkeys((f"aten.to.{overload}" for overload in ("dtype", "device", "dtype_layout")), _to),
     **dict.fromkeys(("aten.transpose.int", "aten.t.default", "aten.numpy_T.default"), _swap),
     **dict.fromkeys(("aten.squeeze.default", "aten.squeeze.dim", "aten.squeeze.dims"), _squeeze),
@@ -273,15 +243,16 @@ TABLE: Mapping[str, Handler] = {
     "aten.to.other": lambda put, x, other, *_: as_dtype(put, x, other.type.dtype),
     "aten.slice.Tensor": slice_,
     "aten.type_as.default": lambda put, x, other: as_dtype(put, x, other.type.dtype),
-    "aten.narrow.default": lambda put, x, axis, start, length: slice_(put, x, axis, start, plain(start + length)),
+    "aten.narrow.default": lambda put, x, axis, start, length: slice_(
+        put, x, axis, start, plain(start + length)
+    ),
     "aten.permute.default": transpose,
     "aten.expand.default": lambda put, x, sizes, implicit=False: expand(put, x, sizes),
     "aten.expand_as.default": lambda put, x, other: expand(put, x, other.shape),
     "aten.copy.default": lambda put, x, source, *_: as_dtype(put, expand(put, source, x.shape), x.type.dtype),
-    "aten.fill.Scalar": _full_like,
-    "aten.zero.default": _like(0),
     "aten.slice_scatter.default": slice_scatter,
     "aten.select.int": select,
+    "aten.select_scatter.default": select_scatter,
     "aten.unsqueeze.default": unsqueeze,
     "aten.flatten.using_ints": _flatten,
     "aten.unflatten.int": _unflatten,
@@ -292,17 +263,4 @@ TABLE: Mapping[str, Handler] = {
     "aten.stack.default": _stack,
     "aten.repeat.default": _repeat,
     "aten.repeat_interleave.self_int": _repeat_each,
-    "aten.zeros.default": _filled_with(0),
-    "aten.ones.default": _filled_with(1),
-    "aten.empty.memory_format": _filled_with(0),
-    "aten.full.default": _full,
-    "aten.full_like.default": _full_like,
-    "aten.new_full.default": _new_full,
-    **{f"aten.{name}_like.default": _like(value) for name, value in (("zeros", 0), ("ones", 1), ("empty", 0))},
-    **{f"aten.new_{name}.default": _new(value) for name, value in (("zeros", 0), ("ones", 1), ("empty", 0))},
-    "aten.arange.default": lambda put, stop, **kwargs: _arange(put, 0, stop, **kwargs),
-    "aten.arange.start": _arange,
-    "aten.arange.start_step": _arange,
-    "aten.tril.default": _triangle(lower=True),
-    "aten.triu.default": _triangle(lower=False),
 }

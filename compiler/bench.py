@@ -94,7 +94,9 @@ def counters(artifact: Artifact) -> list[Counter]:
     library = artifact.manifest.target.get("library")
     if not library:
         return []
-    read = ctypes.CDLL(str(artifact.folder / library)).moec_counters  # the library that the session has loaded
+    read = ctypes.CDLL(
+        str(artifact.folder / library)
+    ).moec_counters  # the library that the session has loaded
     read.restype, read.argtypes = ctypes.c_size_t, (ctypes.POINTER(Counter), ctypes.c_size_t)
     table = (Counter * MOST_ROWS)()
     return list(table[: read(table, MOST_ROWS)])

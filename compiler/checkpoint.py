@@ -1,7 +1,7 @@
 """Weights by name, read when asked for: from safetensors on disk, or made up from a seed.
 
-Names are those of the module's parameters. A checkpoint stores each expert apart and may store fp8 blocks with
-scales; the module has one tensor per projection in f32. The tables here say how the one becomes the other.
+Names are those of the module's parameters. A checkpoint stores each expert apart, in a narrow dtype, perhaps
+in fp8 blocks with scales; the module has one f32 tensor per projection. Here the one becomes the other.
 """
 
 from __future__ import annotations
@@ -24,10 +24,18 @@ Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
 
 # safetensors' names of the dtypes we read.
-STORED = {"F64": "f64", "F32": "f32", "F16": "f16", "BF16": "bf16", "F8_E4M3": "f8e4m3", "I64": "i64", "BOOL": "bool"}
+STORED = {
+    "F64": "f64",
+    "F32": "f32",
+    "F16": "f16",
+    "BF16": "bf16",
+    "F8_E4M3": "f8e4m3",
+    "I64": "i64",
+    "BOOL": "bool",
+}
 
-# The end of a module parameter's name -> the disk tensors of one expert whose rows, one after the other, are its
-# slice of that parameter. The families compiled today agree on this.
+# The end of a module parameter's name -> the disk tensors of one expert whose rows, one after the other, are
+# its slice of that parameter. The families compiled today agree on this.
 STACKS: Mapping[str, tuple[str, ...]] = {
     "experts.gate_up_proj": ("experts.{}.gate_proj.weight", "experts.{}.up_proj.weight"),
     "experts.down_proj": ("experts.{}.down_proj.weight",),
@@ -58,7 +66,9 @@ class Stored:
     def rows(self, start: int = 0, stop: int | None = None) -> Array:
         """Rows of the tensor as they are on disk: a view of the mapped file."""
         dtype = DTYPES[STORED[self.dtype]]
-        whole = np.frombuffer(mapped(self.file), dtype, math.prod(self.shape), self.offset).reshape(self.shape)
+        whole = np.frombuffer(mapped(self.file), dtype, math.prod(self.shape), self.offset).reshape(
+            self.shape
+        )
         return whole[start:stop] if self.shape else whole
 
 
@@ -77,7 +87,9 @@ def header(file: Path) -> Iterator[tuple[str, Stored]]:
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > size - 8:
-            raise BadModel(f"{file}: truncated: {size} bytes, but its header alone needs {length + 8}; download it again")
+            raise BadModel(
+                f"{file}: truncated: {size} bytes, but its header alone needs {length + 8}; download it again"
+            )
         try:
             entries = json.loads(stream.read(length))
         except ValueError:
@@ -85,7 +97,9 @@ def header(file: Path) -> Iterator[tuple[str, Stored]]:
     entries.pop("__metadata__", None)
     needed = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
     if size < needed:
-        raise BadModel(f"{file}: truncated: {size} bytes, but its header describes {needed}; download it again")
+        raise BadModel(
+            f"{file}: truncated: {size} bytes, but its header describes {needed}; download it again"
+        )
     for name, entry in entries.items():
         yield name, Stored(file, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
 
@@ -99,7 +113,9 @@ def shards(folder: Path) -> list[Path]:
     if not index.exists():
         files = sorted(folder.glob("*.safetensors"))
         if not files:
-            raise BadModel(f"{folder}: no *.safetensors in it; to compile its shapes alone use --random-weights SEED")
+            raise BadModel(
+                f"{folder}: no *.safetensors in it; to compile its shapes alone use --random-weights SEED"
+            )
         return files
     names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     missing = [name for name in names if not (folder / name).exists()]
@@ -138,11 +154,13 @@ class Checkpoint:
         """
         problems = [problem for name, shape in shapes.items() for problem in self._problems(name, shape)]
         if problems:
-            shown = "\n  ".join(problems[:20]) + (f"\n  and {len(problems) - 20} more" if len(problems) > 20 else "")
+            shown = "\n  ".join(problems[:20]) + (
+                f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
+            )
             raise BadModel(f"{self.folder}: the weights do not fit the config:\n  {shown}")
 
     def fingerprint(self) -> str:
-        """A hash of the config and of every shard's name, size and header: what the weights are, not their bytes."""
+        """A hash of the config and of every shard's name, size and header; the weights are not read."""
         digest = hashlib.sha256((self.folder / "config.json").read_bytes())
         for file in self.files:
             with file.open("rb") as stream:
@@ -155,12 +173,18 @@ class Checkpoint:
         for suffix, pieces in STACKS.items():
             if name.endswith(suffix):
                 prefix = name.removesuffix(suffix)
-                names = (tuple(prefix + piece.format(e) for piece in pieces) for e in range(self._count(prefix)))
+                names = (
+                    tuple(prefix + piece.format(e) for piece in pieces) for e in range(self._count(prefix))
+                )
                 return list(names)
         raise KeyError(name)
 
     def _count(self, prefix: str) -> int:
-        numbers = (name.removeprefix(prefix + "experts.").split(".")[0] for name in self.tensors if name.startswith(prefix))
+        numbers = (
+            name.removeprefix(prefix + "experts.").split(".")[0]
+            for name in self.tensors
+            if name.startswith(prefix)
+        )
         return 1 + max((int(number) for number in numbers if number.isdigit()), default=-1)
 
     def _plain(self, name: str, start: int = 0, stop: int | None = None) -> Array:

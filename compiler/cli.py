@@ -55,13 +55,18 @@ def refusals() -> tuple[type[Exception], ...]:
     rooms = {f"{__package__}.{name}": errors for name, errors in homes.items()}
     parent = str(__package__).rpartition(".")[0]
     rooms |= {f"{parent}.targets.base": ("CannotBuild",), f"{parent}.tuning.log": ("BadLog",)}
-    return tuple(getattr(sys.modules[room], name) for room, names in rooms.items() if room in sys.modules for name in names)
+    return tuple(
+        getattr(sys.modules[room], name)
+        for room, names in rooms.items()
+        if room in sys.modules
+        for name in names
+    )
 
 
 def say(machine: bool, data: Any, show: Callable[[Any], None]) -> None:
     """JSON for machines, or what `show` prints on a console for people."""
     if machine:
-        click.echo(json.dumps(data, indent=1, default=str))
+        click.echo(json.dumps(data))
     else:
         from rich.console import Console
 
@@ -88,7 +93,9 @@ def budget_of(context: click.Context, option: click.Parameter, text: str) -> str
 
 
 as_json = click.option("--json", "machine", is_flag=True, help="Print JSON instead of tables.")
-with_threads = click.option("--threads", type=click.IntRange(1), help="Threads to run with; default: all cores.")
+with_threads = click.option(
+    "--threads", type=click.IntRange(1), help="Threads to run with; default: all cores."
+)
 with_config = click.option(
     "--config", type=click.Path(path_type=Path), help="A config.json, or a folder with one, instead of MODEL."
 )
@@ -127,10 +134,14 @@ def main() -> None:
 )
 @with_log
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
-@click.option("--force", is_flag=True, help="Replace the artifact in that folder, once the new one is complete.")
+@click.option(
+    "--force", is_flag=True, help="Replace the artifact in that folder, once the new one is complete."
+)
 @with_watch
 @click.option("--check", is_flag=True, help="Compare the numbers before and after each pass.")
-@click.option("--prove/--no-prove", default=True, help="Compare the artifact with PyTorch.", show_default=True)
+@click.option(
+    "--prove/--no-prove", default=True, help="Compare the artifact with PyTorch.", show_default=True
+)
 @with_threads
 @as_json
 def compile_(model: str, machine: bool, **options: Any) -> None:
@@ -150,12 +161,22 @@ def compile_(model: str, machine: bool, **options: Any) -> None:
 @click.option("--max-new", default=32, show_default=True, type=click.IntRange(0), help="Tokens to add.")
 @click.option("--temperature", default=0.0, show_default=True, type=click.FloatRange(0), help="0 is greedy.")
 @click.option("--top-k", type=click.IntRange(1), help="Draw from the k most likely tokens.")
-@click.option("--top-p", default=1.0, show_default=True, type=click.FloatRange(0, 1), help="Draw from this much chance.")
+@click.option(
+    "--top-p", default=1.0, show_default=True, type=click.FloatRange(0, 1), help="Draw from this much chance."
+)
 @click.option("--seed", type=int, help="For draws that can be repeated.")
 @click.option("--eos", type=int, help="Stop after this token.")
 @with_threads
 @as_json
-def run(artifact: Path, tokens: list[int], max_new: int, eos: int | None, threads: int | None, machine: bool, **sampling: Any) -> None:
+def run(
+    artifact: Path,
+    tokens: list[int],
+    max_new: int,
+    eos: int | None,
+    threads: int | None,
+    machine: bool,
+    **sampling: Any,
+) -> None:
     """Continue a prompt of token ids with the model in ARTIFACT."""
     from .runner import load
 
@@ -190,6 +211,7 @@ def bench(artifact: Path, prompt: int, max_new: int, batch: int, threads: int | 
 @with_isa
 @with_log
 @with_watch
+@with_threads
 @as_json
 def explain(what: str, machine: bool, **options: Any) -> None:
     """Which pass did what, what nearly matched, and where each kernel and schedule came from.

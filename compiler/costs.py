@@ -13,7 +13,9 @@ GROUPED = {"grouped_mm": 1, "grouped_matmul": 3}  # op -> its operand with one m
 
 def cache_bytes(graph: Graph) -> int:
     """Bytes that one token takes in all caches."""
-    return sum(_row(value.type) for value in graph.inputs if str(value.node.attrs["name"]).startswith("past."))
+    return sum(
+        _row(value.type) for value in graph.inputs if str(value.node.attrs["name"]).startswith("past.")
+    )
 
 
 def active_bytes(graph: Graph) -> int:
@@ -26,7 +28,9 @@ def active_bytes(graph: Graph) -> int:
     for node in graph:
         if node.op.name == "constant":
             sources[node] = frozenset({node})
-        elif node.op.name == "literal" or (node.inputs and all(value.node in sources for value in node.inputs)):
+        elif node.op.name == "literal" or (
+            node.inputs and all(value.node in sources for value in node.inputs)
+        ):
             sources[node] = frozenset().union(*(sources[value.node] for value in node.inputs))
         else:
             for position, value in enumerate(node.inputs):

@@ -14,19 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 from ..passes.layout import pack, packed
 from ..targets.base import CannotBuild, Kernel
-from ..tuning.fingerprint import here
+from ..tuning.fingerprint import cpu_model, here
 from ..tuning.log import Log, default_path
 from ..tuning.measure import Worker
 from ..tuning.plan import Plan, make_plan
 from ..tuning.search import Budget, tune
+from ..tuning.search import Progress as Trial
 from . import artifact, costs, library, pipeline, proof
+from . import manifest as manifests
 from .ir import B, Graph, L, Miss, Node, S, T
 from .manifest import File, Manifest, PlannedKernel
 from .onnx_graph import Naming
 from .ops.region import REGION
 from .pipeline import PassReport
 from .report import Report, html
-from .source import Source, resolve
+from .source import BadModel, Source, resolve
 
 if TYPE_CHECKING:
     from .trace import Traced
@@ -87,10 +89,16 @@ def compile_model(
     """
     clock, machine = Clock(progress), target_of(target, isa)
     threads = threads or len(os.sched_getaffinity(0))
+    machine.expect_tools()
+    source = resolve(model, config and Path(config), random_weights)
+    if source.config and not source.checkpoint and source.seed is None:
+        raise BadModel(f"{source.name}: a config alone has no weights to compile; add --random-weights SEED")
     with artifact.writing(Path(out), force) as folder:
-        front = understand(resolve(model, config and Path(config), random_weights), machine, clock, watch, check)
-        with clock.step("tune") as tell:
-            plan = planned(front, machine, Log(Path(log or default_path())), Budget.parse(budget), threads, tell)
+        front = understand(source, machine, clock, watch, check)
+        with clock.step("tune"):
+            plan = planned(
+                front, machine, Log(Path(log or default_path())), Budget.parse(budget), threads, progress
+            )
         with clock.step("emit") as tell:
             jobs = [(kernel, choice.schedule) for kernel, choice in plan.items()]
             machine.link(library.emit_all(machine, jobs, tell), folder / machine.library)
@@ -120,11 +128,13 @@ def explain(
     threads: int | None = None,
     progress: Progress = quiet,
 ) -> Report:
-    """What compiling would do, without weights: passes, near misses, kernels, schedules. Raises as compile_model."""
+    """What became of an artifact's model, or what would of a model, without its weights. Raises as compile_model."""
+    if model and (Path(model) / manifests.NAME).is_file():
+        return Report(manifests.read(Path(model)), Path(model))
     clock, machine = Clock(progress), target_of(target, isa)
     threads = threads or len(os.sched_getaffinity(0))
     front = understand(resolve(model, config and Path(config)), machine, clock, watch, check=False)
-    plan = planned(front, machine, Log(Path(log or default_path())), NOTHING, threads, lambda done, total: None)
+    plan = planned(front, machine, Log(Path(log or default_path())), NOTHING, threads, quiet)
     return Report(describe(front, machine, plan, {}), None, clock.seconds)
 
 
@@ -155,9 +165,7 @@ def understand(source: Source, machine: Any, clock: Clock, watch: Path | None, c
     return Front(source, traced, graph, kernels, reports, misses)
 
 
-def planned(
-    front: Front, machine: Any, log: Log, budget: Budget, threads: int, tell: Callable[[int, int], None]
-) -> Plan:
+def planned(front: Front, machine: Any, log: Log, budget: Budget, threads: int, progress: Progress) -> Plan:
     """A schedule for each kernel: searched for as far as the budget goes, else from the log, else the default."""
     uses = Counter(front.kernels.values())
     spaces = {kernel: machine.space(kernel) for kernel in uses}
@@ -165,15 +173,24 @@ def planned(
     tuned: Sequence[Kernel] = ()
     if not budget.empty and spaces:
         weights = {kernel: count * machine.work(kernel) for kernel, count in uses.items()}
+        versions = library.toolchain()
+
+        def tell(event: Trial) -> None:
+            trial = f"tune: {event.kernel}, trial {event.trials}, {event.gain:.2f}x the default's speed"
+            progress(trial, event.number - 1, event.kernels)
+
         with Worker(*machine.device(threads)) as judge:
-            summary = tune(spaces, judge, budget, log, place, weights=weights, versions=library.toolchain())
-        tuned = summary.kernels
+            tuned = tune(
+                spaces, judge, budget, log, place, weights=weights, versions=versions, progress=tell
+            ).kernels
     return make_plan(uses, spaces, log, place, tuned)
 
 
 def laid_out(front: Front, machine: Any, plan: Plan) -> tuple[Graph, Naming]:
     """The graph with weights in the order the plan's kernels read them, and the op name of each region in it."""
-    layouts = {node: machine.layout_of(kernel, plan[kernel].schedule) for node, kernel in front.kernels.items()}
+    layouts = {
+        node: machine.layout_of(kernel, plan[kernel].schedule) for node, kernel in front.kernels.items()
+    }
     names = {
         packed(node, layouts[node]).attrs["body"]: machine.op_name(kernel, plan[kernel].schedule)
         for node, kernel in front.kernels.items()
@@ -197,7 +214,13 @@ def describe(front: Front, machine: Any, plan: Plan, files: Mapping[str, File]) 
         onnxruntime=artifact.ONNXRUNTIME,
         files=files,
         kernels=[
-            PlannedKernel(machine.op_name(kernel, chosen.schedule), str(kernel), chosen.schedule, chosen.why, uses[kernel])
+            PlannedKernel(
+                machine.op_name(kernel, chosen.schedule),
+                str(kernel),
+                chosen.schedule,
+                chosen.why,
+                uses[kernel],
+            )
             for kernel, chosen in plan.items()
         ],
         toolchain=library.toolchain(),
@@ -213,10 +236,25 @@ def describe(front: Front, machine: Any, plan: Plan, files: Mapping[str, File]) 
 
 def target_of(name: str, isa: str | None) -> Any:
     """The target of that name for an instruction set. Raises CannotBuild with what there is."""
-    rooms = sorted(each.parent.name for each in Path(__file__).parents[1].joinpath("targets").glob("*/target.py"))
-    if name not in rooms:
-        raise CannotBuild(f"there is no target {name!r}; there is {', '.join(rooms)}")
+    if name not in rooms():
+        raise CannotBuild(f"there is no target {name!r}; there is {', '.join(rooms())}")
     try:
-        return importlib.import_module(f"..targets.{name}.target", __package__).target(isa)
+        return room_of(name).target(isa)
     except ValueError as error:
         raise CannotBuild(str(error)) from None
+
+
+def devices() -> list[dict[str, Any]]:
+    """What each target finds on this machine."""
+    return [{"device": cpu_model(), **room_of(room).here()} for room in rooms()]
+
+
+def room_of(name: str) -> Any:
+    """The module of a target."""
+    return importlib.import_module(f"..targets.{name}.target", __package__)
+
+
+def rooms() -> list[str]:
+    """The targets there are."""
+    targets = Path(__file__).parents[1] / "targets"
+    return sorted(each.parent.name for each in targets.glob("*/target.py"))

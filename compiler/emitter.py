@@ -24,7 +24,7 @@ def main() -> None:
         try:
             reply = target.emit(kernel, schedule)
         except Exception as error:  # a generator may raise anything; the other end knows which kernel it was
-            reply = f"{type(error).__name__}: {error}"
+            reply = f"{type(error).__name__}: {error}".splitlines()[0]
         pickle.dump(reply, replies)
         replies.flush()
 

@@ -60,7 +60,10 @@ class Generator:
 
     def __init__(self, target: Any) -> None:
         command = [sys.executable, "-P", "-m", f"{__package__}.emitter"]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._words = tempfile.TemporaryFile()  # toolchains say much that nobody needs unless they fail
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._words
+        )
         self._target = target
 
     def emit(self, job: Job) -> Emitted:
@@ -72,21 +75,33 @@ class Generator:
             self._process.stdin.flush()
             reply = pickle.load(self._process.stdout)
         except (OSError, EOFError):
-            reply = f"the code generator died with status {self._process.wait()}"
+            reply = f"the code generator died with status {self._process.wait()}{self._last_words()}"
         if isinstance(reply, Emitted):
             return reply
         raise CannotBuild(f"no code for {kernel} with {dict(schedule)}: {reply}")
+
+    def _last_words(self) -> str:
+        self._words.seek(0)
+        lines = self._words.read().decode(errors="replace").strip().splitlines()
+        return f" and the words {lines[-1]!r}" if lines else ""
 
     def close(self) -> None:
         """End the process, whatever it is doing."""
         self._process.kill()
         self._process.communicate()
+        self._words.close()
 
 
 def cached(target: Any, job: Job) -> Path:
     """Where this job's object code is kept: a name of all that it depends on."""
     kernel, schedule = job
-    parts = (repr(target), repr(kernel), repr(sorted(schedule.items())), generator(target.folder), repr(toolchain()))
+    parts = (
+        repr(target),
+        repr(kernel),
+        repr(sorted(schedule.items())),
+        generator(target.folder),
+        repr(toolchain()),
+    )
     name = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return base / "moec" / "objects" / name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -99,7 +100,9 @@ def parse(content: Any, path: Path) -> Manifest:
         kernels = tuple(PlannedKernel(**each) for each in content["kernels"])
         manifest = Manifest(**{**content, "files": files, "kernels": kernels})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BadArtifact(f"{path} lacks what schema {content['schema']} has: {error}; compile again") from None
+        raise BadArtifact(
+            f"{path} lacks what schema {content['schema']} has: {error}; compile again"
+        ) from None
     _expect_types(manifest, path)
     return manifest
 
@@ -112,3 +115,7 @@ def _expect_types(manifest: Manifest, path: Path) -> None:
         value = getattr(manifest, section)
         if not isinstance(value, dict) or not isinstance(value.get(name), kind):
             raise BadArtifact(f"{path}: {place} is not the {kind.__name__} it should be; compile again")
+    if not re.match(r"\d+\.\d+", oldest := manifest.onnxruntime["oldest"]):
+        raise BadArtifact(
+            f"{path}: onnxruntime.oldest is {oldest!r}, expected a release such as 1.27; compile again"
+        )

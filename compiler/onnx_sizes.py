@@ -9,6 +9,7 @@ import sympy
 
 from .ir import Dim, Type
 
+
 class Sizes:
     """Turns a size such as 6*B*T into a one-element i64 tensor, through `op` and `constant` of the scope."""
 

@@ -1,4 +1,4 @@
-"""Run passes one after the other: time them, count what they made, write the graph down, check the numbers."""
+"""Run passes one after the other: time them, count what they made, write graphs down, check the numbers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Pass = Callable[[Graph, list[Miss]], Graph]
 
 @dataclass(frozen=True, slots=True)
 class PassReport:
-    """What one pass did. fired: how many of the ops it makes it made, or nodes it took away if it makes none."""
+    """What one pass did. fired: how many ops of its own it made, or nodes it took away where it has none."""
 
     name: str
     fired: int
@@ -54,9 +54,9 @@ def run(
 ) -> tuple[Graph, tuple[PassReport, ...]]:
     """The graph after all passes, and what each of them did.
 
-    misses: gets why patterns that nearly matched were not taken. watch: a folder that gets the graph as text before
-    the first pass and after each, as NN-name.txt. check: raises PassMovedNumbers at the first pass that moves the
-    numbers. progress: called after each pass.
+    misses: gets why patterns that nearly matched were not taken. watch: a folder that gets the graph as text
+    before the first pass and after each, as NN-name.txt. check: raises PassMovedNumbers at the first pass
+    that moves the numbers. progress: called after each pass.
     """
     misses = [] if misses is None else misses
     reports: list[PassReport] = []
@@ -66,9 +66,11 @@ def run(
         started, before = time.perf_counter(), graph
         graph = step(graph, misses)
         seconds = time.perf_counter() - started
-        reports.append(PassReport(name_of(step), fired(step, before, graph), seconds, len(before), len(graph)))
-        written(watch, position, name_of(step), graph)
-        compare(name_of(step), expected, numbers(graph, check), check)
+        name = name_of(step)
+        reports.append(PassReport(name, fired(step, before, graph), seconds, len(before), len(graph)))
+        written(watch, position, name, graph)
+        if check:
+            compare(name, expected, numbers(graph, check), check.tolerance)
         if progress:
             progress(reports[-1])
     return graph, tuple(reports)
@@ -88,30 +90,33 @@ def fired(step: Pass, before: Graph, after: Graph) -> int:
 
 
 def written(folder: Path | None, position: int, name: str, graph: Graph) -> None:
+    """Write the graph as text, where there is a folder for it."""
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{position:02d}-{name}.txt").write_text(show(graph))
 
 
 def numbers(graph: Graph, check: Check | None) -> Mapping[str, Array]:
+    """The graph's outputs on the check's feeds; none without a check."""
     return interpret(graph, check.feeds, check.weights, double=True) if check else {}
 
 
-def compare(name: str, expected: Mapping[str, Array], found: Mapping[str, Array], check: Check | None) -> None:
-    """Raises PassMovedNumbers where an output differs."""
+def compare(name: str, expected: Mapping[str, Array], found: Mapping[str, Array], tolerance: float) -> None:
+    """Raises PassMovedNumbers where an output differs by more than `tolerance` of its largest value."""
     for output, array in expected.items():
-        size = float(np.max(np.abs(array), initial=1e-30)) if array.dtype != bool else 1.0
-        moved = float(np.max(np.abs(array.astype(np.float64) - found[output]), initial=0.0)) / size
-        if check and not moved <= check.tolerance:
+        wanted = array.astype(np.float64)
+        largest = np.max(np.abs(wanted), initial=1e-30)
+        moved = float(np.max(np.abs(wanted - found[output]), initial=0) / largest)
+        if not moved <= tolerance:
             raise PassMovedNumbers(
                 f"pass {name} moved {output} by {moved:.2e} of its largest value, expected at most "
-                f"{check.tolerance:.0e}; compare the graph before and after it with --watch"
+                f"{tolerance:.0e}; compare the graph before and after it with --watch"
             )
 
 
 def random_feeds(graph: Graph, sizes: Mapping[sympy.Symbol, int], seed: int = 0) -> dict[str, Array]:
-    """Arrays for every input at these sizes: normal numbers for floats, zeros and ones (so good as ids and as masks)
-    for the rest, the last column of which is ones.
+    """Arrays for every input at these sizes: normal numbers for floats; for the rest zeros, then ones, which
+    is good as ids and as a mask with padding on the left.
     """
     source = np.random.default_rng(seed)
     feeds: dict[str, Array] = {}
@@ -122,6 +127,7 @@ def random_feeds(graph: Graph, sizes: Mapping[sympy.Symbol, int], seed: int = 0)
 
 
 def filled(shape: Sequence[int], dtype: str, source: Any) -> Array:
+    """One array of random_feeds, from a numpy generator."""
     if dtype in FLOATS:
         return np.asarray(source.standard_normal(shape)).astype(DTYPES[dtype])
     ones = np.sort(source.integers(0, 2, shape), axis=-1)

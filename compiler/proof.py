@@ -47,7 +47,11 @@ def _language_model(folder: Path, source: Source, vocabulary: int) -> dict[str, 
     real = mask.astype(bool)
     # Greedy decoding goes its own way after the first token that differs, so only those before it count.
     equal = np.cumprod(tokens == wanted.tokens, axis=1).sum()
-    return {**_errors([logits[real]], [wanted.logits[real]]), "tokens": tokens.size, "tokens_equal": int(equal)}
+    return {
+        **_errors([logits[real]], [wanted.logits[real]]),
+        "tokens": tokens.size,
+        "tokens_equal": int(equal),
+    }
 
 
 def _module(folder: Path, source: Source) -> dict[str, Any]:
@@ -65,4 +69,7 @@ def _errors(got: Sequence[Array], wanted: Sequence[Array]) -> dict[str, float]:
         for mine, its in zip(got, wanted, strict=True)
     ]
     every = np.concatenate(relative)
-    return {"max_error": float(every.max(initial=0.0)), "mean_error": float(every.mean()) if every.size else 0.0}
+    return {
+        "max_error": float(every.max(initial=0.0)),
+        "mean_error": float(every.mean()) if every.size else 0.0,
+    }

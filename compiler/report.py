@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ..tuning.log import Log, Record
+from .bench import Bench
 from .manifest import Manifest
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -58,8 +60,7 @@ def kernels(found: Manifest) -> Table:
     """Each kernel, how many nodes use it, its schedule and where that came from."""
     table = _table("kernel", "uses", "schedule", "why")
     for each in found.kernels:
-        schedule = " ".join(f"{knob}={value}" for knob, value in each.schedule.items())
-        table.add_row(each.kernel, str(each.uses), schedule, each.why)
+        table.add_row(each.kernel, str(each.uses), _spelled(each.schedule), each.why)
     return table
 
 
@@ -98,6 +99,58 @@ def near(found: Manifest, most: int) -> Iterable[Text]:
         yield Text(f"and {len(found.misses) - most} more near misses; see `moec explain`", style="yellow")
 
 
+def speeds(found: Bench) -> Table:
+    """Speed of prefill and decode, and the bytes behind them."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    per_token, ceiling = size(found.weights_per_token), size(found.read_bandwidth)
+    cached, unfused = found.cache_bytes_per_token, found.unfused_cache_bytes_per_token
+    rows = {
+        "prefill": f"{found.prefill_tokens_per_second:.1f} tokens/s ({found.batch} x {found.prompt} tokens)",
+        "decode": f"{found.decode_tokens_per_second:.1f} tokens/s ({found.batch} x {found.new} tokens)",
+        "threads": str(found.threads),
+        "cache": f"{size(cached)} a token; all heads' keys and values: {size(unfused)} ({_times(unfused, cached)})",
+        "active weights": f"{size(found.active_bytes_per_token)} a token; kernels read {per_token} for each decoded",
+        "bandwidth": f"decode reads weights at {found.read_share:.0%} of the {ceiling}/s this machine reads",
+    }
+    for name, row in rows.items():
+        table.add_row(name, row)
+    return table
+
+
+def best(log: Log) -> list[dict[str, Any]]:
+    """The fastest schedule that a log knows for each kernel and kind of machine."""
+    groups: dict[tuple[Any, ...], Record] = {}
+    for record in log.records:
+        key = (record.kernel, record.fingerprint)
+        if record.beats and record.ratio is not None:
+            groups[key] = min(record, groups.get(key, record), key=lambda each: each.ratio or 1.0)
+    return [
+        {"kernel": str(each.kernel), "schedule": dict(each.schedule), "gain": 1 / (each.ratio or 1.0)}
+        | {"trials": sum((r.kernel, r.fingerprint) == key for r in log.records), **asdict(each.fingerprint)}
+        for key, each in groups.items()
+    ]
+
+
+def records(log: Log) -> Table:
+    """The same as a table."""
+    table = _table("kernel", "trials", "gain", "schedule", "isa", "threads", "cpu")
+    for each in best(log):
+        row = (each["kernel"], each["trials"], f"{each['gain']:.2f}x", _spelled(each["schedule"]))
+        table.add_row(*map(str, (*row, each["isa"], each["threads"], each["cpu"])))
+    return table
+
+
+def machines(found: Sequence[Mapping[str, Any]]) -> Table:
+    """What each target finds here."""
+    table = _table("target", "device", "isa", "compiler", "can")
+    for each in found:
+        can = ", ".join(verb for verb in ("builds", "runs", "measures") if each[verb])
+        table.add_row(
+            *(str(each[column]) for column in ("target", "device", "isa", "compiler")), can or "nothing"
+        )
+    return table
+
+
 def html(report: Report) -> str:
     """The report as a page of its own."""
     console = Console(record=True, width=160, file=io.StringIO())
@@ -108,10 +161,14 @@ def html(report: Report) -> str:
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        number = column in ("fired", "uses", "s")
+        number = column in ("fired", "uses", "s", "trials", "gain", "threads")
         table.add_column(column, justify="right" if number else "left", overflow="fold")
     return table
 
 
 def _times(whole: float, part: float) -> str:
     return f"{whole / part:.1f}x" if part else "no cache"
+
+
+def _spelled(schedule: Mapping[str, int | str]) -> str:
+    return " ".join(f"{knob}={value}" for knob, value in schedule.items())

@@ -17,6 +17,10 @@ CHUNK = 512  # tokens of a prompt that go through the model at once, so its logi
 Cache = Mapping[str, Array]
 
 
+class BadRequest(ValueError):
+    """What was asked of an artifact does not fit it; the text says what would."""
+
+
 def load(
     folder: str | Path, threads: int | None = None, verify: artifact.Verify = "full", kernels: bool = True
 ) -> Artifact:
@@ -113,13 +117,16 @@ class Artifact:
 
     def _prompt(self, ids: Any, mask: Any) -> tuple[Array, Array]:
         if not self._language_model:
-            raise ValueError(f"{self.folder} is no language model; use .session.run with its own inputs")
+            raise BadRequest(f"{self.folder} is no language model; use .session.run with its own inputs")
         ids = np.asarray(ids, np.int64)
         if ids.ndim != 2 or not ids.size:
-            raise ValueError(f"got token ids of shape {list(ids.shape)}, expected [batch, tokens], none 0")
+            raise BadRequest(f"got token ids of shape {list(ids.shape)}, expected [batch, tokens], none 0")
+        if not 0 <= ids.min() <= ids.max() < self.vocabulary:
+            worst = int(ids.min() if ids.min() < 0 else ids.max())
+            raise BadRequest(f"got token id {worst}, but the vocabulary is 0..{self.vocabulary - 1}")
         mask = np.ones_like(ids) if mask is None else np.asarray(mask, np.int64)
         if mask.shape != ids.shape:
-            raise ValueError(f"got an attention mask {list(mask.shape)} for token ids {list(ids.shape)}")
+            raise BadRequest(f"got an attention mask {list(mask.shape)} for token ids {list(ids.shape)}")
         return ids, mask
 
 

@@ -24,8 +24,8 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
 class Source:
     """A model that is known to exist and to be of a kind we compile; nothing of it is in memory yet.
 
-    Either `config` is set (causal language models; `checkpoint` or `seed` says where the weights come from, neither
-    that there are none), or `module` and `inputs` are (anything else).
+    A causal language model has a `config`; its weights come from `checkpoint` or `seed`, or there are none.
+    Any other model has a `module` and its example `inputs`.
     """
 
     name: str
@@ -83,7 +83,9 @@ def family_of(file: Path) -> str:
     if not experts and any(name in config for name in FAMILIES[family]):
         raise BadModel(f"{file}: nothing to compile for: the config has no routed experts ({experts!r})")
     if dense >= config.get("num_hidden_layers", dense + 1):
-        raise BadModel(f"{file}: nothing to compile for: all {dense} layers are dense (first_k_dense_replace)")
+        raise BadModel(
+            f"{file}: nothing to compile for: all {dense} layers are dense (first_k_dense_replace)"
+        )
     return str(family)
 
 
@@ -96,7 +98,11 @@ def call(model: str) -> Source:
         raise BadModel(f"{model}: can not import {path}: {error}; is it on PYTHONPATH?") from None
     except AttributeError as error:
         raise BadModel(f"{model}: {error}") from None
-    if not isinstance(made, tuple) or len(made) != 2 or not callable(getattr(made[0], "named_parameters", None)):
+    if (
+        not isinstance(made, tuple)
+        or len(made) != 2
+        or not callable(getattr(made[0], "named_parameters", None))
+    ):
         raise BadModel(f"{model}: returned {type(made).__name__}, expected (torch.nn.Module, example inputs)")
     module, inputs = made
     return Source(model, "module", module=module, inputs=inputs if isinstance(inputs, tuple) else (inputs,))

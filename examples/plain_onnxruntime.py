@@ -38,7 +38,9 @@ def greedy(session: ort.InferenceSession, prompt: list[int], steps: int) -> list
         binding.bind_output("logits")
         session.run_with_iobinding(binding)
         logits = next(
-            value for item, value in zip(session.get_outputs(), binding.get_outputs()) if item.name == "logits"
+            value
+            for item, value in zip(session.get_outputs(), binding.get_outputs())
+            if item.name == "logits"
         )
         new = [int(logits.numpy()[0, -1].argmax())]
         answer += new

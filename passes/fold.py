@@ -1,14 +1,14 @@
-"""Take away what changes nothing: moves that cancel, slices of what was just put together, arithmetic on literals."""
+"""Take away what changes nothing: moves that cancel, slices of what was joined, arithmetic on literals."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 
-from ..compiler.ir import DTYPES, FLOATS, Dim, Graph, Miss, Node, Op, Value, plain, renew
+from ..compiler.ir import DTYPES, Dim, Graph, Miss, Node, Op, Value, plain, renew
 from ..compiler.ops import elementwise, shape
 from ..compiler.ops.sources import array_of, literal_of
 from .match import made_by, number, operands
@@ -16,16 +16,16 @@ from .match import made_by, number, operands
 # Literals of more elements are left as the expressions they are.
 LARGEST = 4096
 
-MOVES = (shape.RESHAPE, shape.TRANSPOSE, shape.SLICE, shape.CONCAT, shape.EXPAND)
-UNARY = (elementwise.NEG, elementwise.ABS, elementwise.COS, elementwise.SIN, elementwise.EXP, elementwise.CAST)
+UNARY = (elementwise.NEG, elementwise.COS, elementwise.SIN, elementwise.EXP, elementwise.CAST)
+INTEGRAL = (elementwise.FLOOR_DIVIDE, elementwise.MAXIMUM, elementwise.MINIMUM)
 BINARY = (elementwise.ADD, elementwise.SUB, elementwise.MUL, elementwise.DIV, elementwise.POW)
 
-# Which number, and on which side at least on the right, leaves the other operand as it is.
+# The right operand that leaves the left as it is; where operands may change places, also the other way round.
 NEUTRAL: Mapping[Op, int] = dict(zip(BINARY, (0, 0, 1, 1, 1)))
 COMMUTES = (elementwise.ADD, elementwise.MUL)
 
 # Dtypes that hold every number of the dtype exactly.
-HOLDS = {"bf16": ("f32", "f64"), "f16": ("f32", "f64"), "f32": ("f64",), "i32": ("i64",), "bool": ("i64", "i32")}
+HOLDS = {"bf16": ("f32", "f64"), "f16": ("f32", "f64"), "f32": ("f64",), "i32": ("i64",), "bool": ("i64",)}
 
 Rule = Callable[[Node], Value | None]
 
@@ -33,9 +33,9 @@ Rule = Callable[[Node], Value | None]
 def fold(graph: Graph, misses: list[Miss]) -> Graph:
     """The same numbers of the same types from fewer nodes.
 
-        reshape(reshape(x)) -> reshape(x)        transpose(transpose(x)) -> x       slice(concat(a, b)) -> a
-        slice(cos(concat(a, b))) -> cos(a)       slice(slice(x)) -> slice(x)        concat(slices of x) -> x
-        reshape, slice, cast, expand, +0, *1 that change nothing -> x               2 + 3 -> 5
+    reshape(reshape(x)) -> reshape(x)        transpose(transpose(x)) -> x       slice(concat(a, b)) -> a
+    slice(cos(concat(a, b))) -> cos(a)       slice(slice(x)) -> slice(x)        concat(slices of x) -> x
+    reshape, slice, cast, expand, +0, *1 that change nothing -> x               2 + 3 -> 5
     """
     return graph.rewrite(lambda node, inputs: [simplest(value) for value in renew(node, inputs).values])
 
@@ -57,7 +57,7 @@ def literal(node: Node) -> Value | None:
         return None
     if math.prod(int(size) for size in result.shape) > LARGEST:
         return None
-    wide = [array.astype(np.float64) if value.type.dtype in FLOATS else array for value, array in zip(node.inputs, known)]
+    wide = [array.astype(np.float64) if array.dtype.kind not in "iub" else array for array in known]
     with np.errstate(all="ignore"):
         exact = np.asarray(node.op.reference(*wide, **node.attrs))
     rounded = exact.astype(DTYPES[result.dtype])
@@ -100,6 +100,7 @@ def cut(x: Value, axis: int, start: Dim, stop: Dim, origin: str = "") -> Value:
 
 
 def slice_of_slice(node: Node) -> Value | None:
+    """One slice along the same axis."""
     x, axis, start, stop = dense_slice(node)
     if x is None or not made_by(x, shape.SLICE):
         return None
@@ -120,10 +121,10 @@ def slice_of_concat(node: Node) -> Value | None:
     if start in starts and stop in ends[starts.index(start) :]:
         whole = pieces[starts.index(start) : ends.index(stop) + 1]
         return shape.CONCAT(*whole, axis=axis, origin=node.origin)
-    for piece, first, last in zip(pieces, starts, ends):
-        if all(isinstance(bound, int) for bound in (first, last, start, stop)) and first <= start and stop <= last:
-            return cut(piece, axis, start - first, stop - first, node.origin)
-    return None
+    if not all(isinstance(bound, int) for bound in (start, stop, *ends)):
+        return None
+    inside = ((piece, at) for piece, at, end in zip(pieces, starts, ends) if at <= start and stop <= end)
+    return next((cut(piece, axis, start - at, stop - at, node.origin) for piece, at in inside), None)
 
 
 def slice_of_elementwise(node: Node) -> Value | None:
@@ -157,7 +158,7 @@ def joined_slices(node: Node) -> Value | None:
         return None
     cuts = [dense_slice(piece.node) for piece in node.inputs]
     base = cuts[0][0]
-    fits = all(a[3] == b[2] for a, b in zip(cuts, cuts[1:]))
+    fits = all(a[3] == b[2] for a, b in pairwise(cuts))
     if base is None or not fits or any((x, at) != (base, axis) for x, at, _, _ in cuts):
         return None
     return cut(base, axis, cuts[0][2], cuts[-1][3], node.origin)
@@ -191,7 +192,7 @@ def counted(node: Node) -> Value | None:
 
 
 RULES: Mapping[str, Sequence[Rule]] = {
-    **{op.name: (literal,) for op in (*UNARY, elementwise.FLOOR_DIVIDE, elementwise.MAXIMUM, elementwise.MINIMUM)},
+    **{op.name: (literal,) for op in (*UNARY, *INTEGRAL)},
     **{op.name: (literal, neutral, broadcast_anyway) for op in BINARY},
     "causal_mask": (counted,),
     "positions": (counted,),

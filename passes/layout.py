@@ -40,7 +40,7 @@ class Layout(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Panels:
-    """[.., rows, K] in panels of `lanes` rows; with halves=2 a panel pairs rows of the first and the second half."""
+    """[.., rows, K] in panels of `lanes` rows; with halves=2 a panel pairs rows of the two halves."""
 
     lanes: int
     rows: int
@@ -55,10 +55,10 @@ class Panels:
 
 @dataclass(frozen=True, slots=True)
 class HeadPanels:
-    """A projection [N*(D+V), C] of the latent: keys transposed [N,C,D], keys [N,D,C], values [N,V,C], in panels each.
+    """A projection [N*(D+V), C] of latents as three: keys turned [N,C,D], keys [N,D,C], values [N,V,C].
 
-    The first takes queries to the latent, the second latents to keys. A kernel goes the way that is cheaper for the
-    shape it meets, so both are there.
+    The first takes queries to the latent, the second latents to keys. A kernel goes the way that is cheaper
+    for the shape it meets, so both are there.
     """
 
     lanes: int
@@ -80,7 +80,7 @@ class HeadPanels:
 
 
 def pack(graph: Graph, layouts: Mapping[Node, Mapping[int, Layout]]) -> Graph:
-    """The graph with these operands of these regions packed; each body still says what its kernel computes."""
+    """The graph with these operands of these regions packed; a body still says what its kernel computes."""
     replacements: dict[Value, Value] = {}
     for node, layout in layouts.items():
         replacements.update(zip(node.values, packed(node, layout).values))
@@ -88,7 +88,7 @@ def pack(graph: Graph, layouts: Mapping[Node, Mapping[int, Layout]]) -> Graph:
 
 
 def packed(region: Node, layouts: Mapping[int, Layout]) -> Node:
-    """The region on packed operands. An operand that becomes several tensors becomes as many operands, in its place."""
+    """The region on packed operands; one that is several tensors then becomes as many operands."""
     operands: list[Value] = []
     entries: list[Value] = []
     meanings: list[Value] = []

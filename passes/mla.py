@@ -1,7 +1,7 @@
 """Multi-head latent attention: from keys and values expanded for every head back to the cache of latents.
 
-B batch, T new tokens, S cached tokens, Z = S+T, L rows of the cache, N heads, C latent, D unrotated and R rotated part
-of a head, V values of a head.
+B batch, T new tokens, S cached tokens, Z = S+T, L rows of the cache, N heads, C latent, D unrotated and
+R rotated part of a head, V values of a head.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def fuse_mla(graph: Graph, misses: list[Miss]) -> Graph:
     """Attention whose keys and values are one projection of a cached latent becomes latent_attention.
 
         before   kv_BNZ(D+V) = linear(filled(latent_B1LC, mask_BZ), w_kvb);  k_BNZD, v_BNZV = slices of kv
-                 sdpa(concat(q_BNTD, rotary(q_BNTR)), concat(k, expand(filled(key_B1LR, mask))), v, causal_mask(mask))
+                 k = concat(k, expand(filled(key_B1LR, mask)))
+                 sdpa(concat(q_BNTD, rotary(q_BNTR)), k, v, causal_mask(mask))
         after    latent_attention(q_BTN(D+R), cos, sin, latent, key, mask, w_kvb)
 
     Only the latent and the one rotated key of a token are ever kept: C+R numbers and not N*(D+R+V).
@@ -36,7 +37,7 @@ def fuse_mla(graph: Graph, misses: list[Miss]) -> Graph:
 
 
 def latent_attention(node: Node) -> Mapping[Value, Value]:
-    """The replacement of one sdpa; none where its keys are not a projection beside a key that all heads share."""
+    """The replacement of one sdpa; none where its keys are not a projection beside a key all heads share."""
     q, keys, values = node.inputs[:3]
     k_nope, shared = [*operands(keys, CONCAT), None, None][:2]
     if k_nope is None or shared is None or not made_by(shared, EXPAND) or shared.node.inputs[0].shape[1] != 1:
@@ -49,11 +50,10 @@ def latent_attention(node: Node) -> Mapping[Value, Value]:
         raise Near("latent and rotated key are masked differently")
     require_causal(node.inputs[3:], mask)
     flat, angles, pairs = query(q, nope)
-    batch, heads, new, width = q.shape
-    scale = node.attrs["scale"]
+    batch, heads, new, _ = q.shape
     result = LATENT_ATTENTION(
         flat, *angles, latent, rotary_keys, mask, w,
-        heads=heads, nope=nope, value=value, scale=scale, **pairs, origin=node.origin,
+        heads=heads, nope=nope, value=value, scale=node.attrs["scale"], **pairs, origin=node.origin,
     )  # fmt: skip
     return {node[0]: TRANSPOSE(RESHAPE(result, shape=(batch, new, heads, value)), perm=HEADS_FIRST)}
 
@@ -124,8 +124,7 @@ def by_token(q: Value) -> Value:
 
 def angle(value: Value, q: Value) -> Value:
     """cos or sin [B|1,1,T|1,R/2] as [B,T,R/2]."""
-    batch, _, new, _ = q.shape
+    (batch, _, new, _), pairs = q.shape, value.shape[-1]
     if value.type.rank != 4 or value.shape[1] != 1:
         raise Near(f"heads turn by angles of their own: {value.type}")
-    whole = value if value.shape[:3:2] == (batch, new) else EXPAND(value, shape=(batch, 1, new, value.shape[3]))
-    return RESHAPE(whole, shape=(batch, new, value.shape[3]))
+    return RESHAPE(EXPAND(value, shape=(batch, 1, new, pairs)), shape=(batch, new, pairs))

@@ -3,8 +3,8 @@
     before   linear(x, w) -> h; add(h, residual) -> y             (a claim wants both in one kernel)
     after    region[linear_add](x, w, residual) -> y              (its body says what it computes)
 
-A set of nodes can be one kernel only if it is convex: no path leaves it and comes back. Regions made earlier may close
-such a path too, so a claim is judged on the graph as contracted so far.
+A set of nodes can be one kernel only if it is convex: no path leaves it and comes back. Regions made earlier
+may close such a path too, so a claim is judged on the graph as contracted so far.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What one kernel would compute: `results` from `operands`, in the order the kernel gives and takes them."""
+    """What one kernel would compute: results from operands, in the order the kernel gives and takes them."""
 
     kind: str
     operands: tuple[Value, ...]
@@ -43,7 +43,9 @@ class Cluster:
 
     def entries(self) -> dict[Value, Value]:
         """The body's input for each operand: x0, x1, ..."""
-        return {v: INPUT(name=f"x{i}", dtype=v.type.dtype, shape=v.shape) for i, v in enumerate(self.operands)}
+        types = [value.type for value in self.operands]
+        inputs = (INPUT(name=f"x{i}", dtype=type_.dtype, shape=type_.shape) for i, type_ in enumerate(types))
+        return dict(zip(self.operands, inputs))
 
     def nodes(self) -> list[Node]:
         """What lies between operands and results, operands first."""
@@ -77,7 +79,7 @@ class Partition:
 
 
 def partition(graph: Graph, claims: Sequence[Claim], misses: list[Miss]) -> Graph:
-    """Regions for all claims that hold; earlier claims come first, then earlier nodes. What none wants stays."""
+    """Regions for all claims that hold, earlier claims first, then earlier nodes; what none wants stays."""
     users = graph.users()
     contracted = Contracted.of(graph)
     replacements: dict[Value, Value] = {}
@@ -138,7 +140,7 @@ class Contracted:
         return Contracted(flow, list(graph), {node: i for i, node in enumerate(graph)})
 
     def merge(self, cluster: Cluster, own: set[Node]) -> None:
-        """Make the cluster one node, or raise Refused. Looks only at what lies between its nodes in the order."""
+        """Make the cluster one node, or raise Refused. Looks only at what lies between in the order."""
         if own & self.taken:
             raise Refused("another kernel has a part of it")
         places = [self.place[node] for node in own]

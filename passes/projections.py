@@ -19,7 +19,7 @@ MAKES = (CONCAT,)
 
 
 def merge_projections(graph: Graph, misses: list[Miss]) -> Graph:
-    """Projections of one input become one product where all that reads them can read columns of a wider tensor.
+    """Projections of one input become one product, where all that reads them can read columns of it.
 
         before   q_a_BTQ = linear(x_BTH, w_q);  kv_a_BTW = linear(x_BTH, w_kv)
         after    y_BT(Q+W) = linear(x, concat(w_q, w_kv));  q_a, kv_a = slices of y

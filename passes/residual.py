@@ -9,9 +9,10 @@ from ..compiler.ir import Graph, Miss, Node, Value
 from ..compiler.ops.elementwise import ADD
 from ..compiler.ops.routing import COMBINE
 from ..compiler.ops.shape import RESHAPE
+from .fold import simplest
 from .match import made_by, orders, peel
 
-# Every sum that is gathered is taken on rows of tokens, so one reshape more goes with it.
+# The base of a sum is brought to rows of tokens.
 MAKES = (RESHAPE,)
 
 
@@ -29,8 +30,9 @@ def gather_residuals(graph: Graph, misses: list[Miss]) -> Graph:
         if node.op is not ADD:
             return None
         for i, value in enumerate(node.inputs):
-            if len(users[value]) == 1 and (sum_ := based(inputs[i], inputs[1 - i], node)) is not None:
-                return [sum_]
+            alone = len(users[value]) == 1 and value not in graph.outputs
+            if alone and (total := based(inputs[i], inputs[1 - i], node)) is not None:
+                return [total]
         return None
 
     return graph.rewrite(step)
@@ -39,14 +41,16 @@ def gather_residuals(graph: Graph, misses: list[Miss]) -> Graph:
 def based(routed: Value, base: Value, node: Node) -> Value | None:
     """The sum of both with all bases in one; None where the first is not made of routed experts."""
     inner = peel(routed, RESHAPE)
+    if routed.type != node.types[0] or base.type != node.types[0]:
+        return None
     for combined, more in orders(inner, ADD):
         if made_by(combined, COMBINE):
-            return placed(combined, ADD(peel(more, RESHAPE), base, origin=node.origin), node)
-    return placed(inner, base, node) if made_by(inner, COMBINE) and base.type == node.types[0] else None
+            more = simplest(RESHAPE(more, shape=base.shape, origin=node.origin))
+            return placed(combined, ADD(more, base, origin=node.origin), node)
+    return placed(inner, base, node) if made_by(inner, COMBINE) else None
 
 
 def placed(combined: Value, base: Value, node: Node) -> Value:
     """combined + base, in the shape that the node has."""
-    flat = base if base.shape == combined.shape else RESHAPE(base, shape=combined.shape)
-    total = ADD(combined, flat, origin=node.origin)
-    return total if total.shape == node.types[0].shape else RESHAPE(total, shape=node.types[0].shape)
+    total = ADD(combined, RESHAPE(base, shape=combined.shape, origin=node.origin), origin=node.origin)
+    return RESHAPE(total, shape=node.types[0].shape, origin=node.origin)

@@ -106,7 +106,9 @@ def experts(x: Value, i: int) -> Value:
 
 def gated(x: Value, i: int) -> Value:
     """x [B,T,H] through a gated feed-forward."""
-    return LINEAR(SWIGLU(LINEAR(x, weight(f"{i}.wide", 2 * WIDTH, HIDDEN))), weight(f"{i}.narrow", HIDDEN, WIDTH))
+    return LINEAR(
+        SWIGLU(LINEAR(x, weight(f"{i}.wide", 2 * WIDTH, HIDDEN))), weight(f"{i}.narrow", HIDDEN, WIDTH)
+    )
 
 
 def decoder(layers: int = 1, lora: bool = True, latent: bool = True) -> Graph:
@@ -125,7 +127,9 @@ def decoder(layers: int = 1, lora: bool = True, latent: bool = True) -> Graph:
     return Graph(tuple(inputs), (logits, *outputs), ("logits", *kinds))
 
 
-def feeds_of(graph: Graph, batch: int = 2, new: int = 3, cached: int = 2, room: int = 7, padded: int = 0) -> Any:
+def feeds_of(
+    graph: Graph, batch: int = 2, new: int = 3, cached: int = 2, room: int = 7, padded: int = 0
+) -> Any:
     """Random feeds; the first sequence begins with `padded` tokens that are none."""
     source = np.random.default_rng(batch * 100 + new * 10 + cached)
     sizes = {B: batch, T: new, S: cached, L: room}
@@ -133,7 +137,8 @@ def feeds_of(graph: Graph, batch: int = 2, new: int = 3, cached: int = 2, room: 
     for value in graph.inputs:
         shape = [int(dim.subs(sizes)) if not isinstance(dim, int) else dim for dim in value.shape]
         floats = value.type.dtype == "f32"
-        feeds[value.node.attrs["name"]] = source.standard_normal(shape) if floats else source.integers(0, VOCAB, shape)
+        random = source.standard_normal(shape) if floats else source.integers(0, VOCAB, shape)
+        feeds[value.node.attrs["name"]] = random
     if "attention_mask" in feeds:
         feeds["attention_mask"] = np.ones((batch, cached + new), np.int64)
         feeds["attention_mask"][0, :padded] = 0

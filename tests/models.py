@@ -1,4 +1,4 @@
-"""Tiny models of every family, with weights that are not degenerate: experts differ, routing depends on the token.
+"""Tiny models of every family, with weights that are not degenerate: experts differ, so routing matters.
 
 Sizes are all different where they may be, so that a mix-up of axes shows.
 """
@@ -49,15 +49,29 @@ _LATENT = _COMMON | {
 }
 _V2 = _LATENT | {"n_shared_experts": 2, "rope_parameters": _YARN | {"mscale": 0.707, "mscale_all_dim": 0.707}}
 _V2_LITE = {"q_lora_rank": None, "topk_method": "greedy", "routed_scaling_factor": 1.0}
-_V2_GROUPS = {"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2, "routed_scaling_factor": 16.0}
-_V3 = {"n_shared_experts": 1, "n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5, "norm_topk_prob": True}
+_V2_GROUPS = {
+    "topk_method": "group_limited_greedy",
+    "n_group": 4,
+    "topk_group": 2,
+    "routed_scaling_factor": 16.0,
+}
+_V3 = {
+    "n_shared_experts": 1,
+    "n_group": 4,
+    "topk_group": 2,
+    "routed_scaling_factor": 2.5,
+    "norm_topk_prob": True,
+}
 _QWEN = {"num_key_value_heads": 2, "head_dim": 10, "num_experts": 8, "norm_topk_prob": True}
 
 # family -> (transformers' model_type, its config)
 CONFIGS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "deepseek_v2_lite": ("deepseek_v2", _V2 | _V2_LITE | {"n_group": 1, "topk_group": 1}),
     "deepseek_v2": ("deepseek_v2", _V2 | _V2_GROUPS),
-    "deepseek_v3": ("deepseek_v3", _LATENT | _V3 | {"rope_parameters": _YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}}),
+    "deepseek_v3": (
+        "deepseek_v3",
+        _LATENT | _V3 | {"rope_parameters": _YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}},
+    ),
     "qwen3_moe": ("qwen3_moe", _COMMON | _QWEN),
 }
 FAMILIES = tuple(CONFIGS)
@@ -67,13 +81,17 @@ def config(family: str, **changes: Any) -> Any:
     """A tiny config, with some fields otherwise."""
     model_type, fields = CONFIGS[family]
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     return transformers.AutoConfig.for_model(model_type, **{**fields, **changes})
 
 
 def build(family: str, seed: int = 0, **changes: Any) -> Any:
     """A tiny causal language model in f32, with eager attention and experts."""
     made = transformers.AutoModelForCausalLM.from_config(
-        config(family, **changes), attn_implementation="eager", experts_implementation="eager", dtype=torch.float32
+        config(family, **changes),
+        attn_implementation="eager",
+        experts_implementation="eager",
+        dtype=torch.float32,
     ).eval()
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in made.state_dict().items():

@@ -27,9 +27,9 @@ VIOLATIONS = {
 
 def lint_imports(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """Runs the contracts of ROOT's pyproject.toml on the rooms found as folder/moec."""
-    program = "import sys; sys.path.insert(0, '.'); from importlinter.cli import lint_imports_command; "
-    program += "lint_imports_command()"
-    command = [sys.executable, "-c", program, "--no-cache", *options, str(ROOT / "pyproject.toml")]
+    program = "import sys; sys.path.insert(0, '.'); import importlinter.cli as it; it.lint_imports_command()"
+    options = ("--no-cache", "--no-logo", *options, str(ROOT / "pyproject.toml"))
+    command = [sys.executable, "-c", program, *options]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
 
 

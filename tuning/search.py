@@ -12,7 +12,7 @@ import math
 import random
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -28,6 +28,7 @@ from .record import Record, bare, spelled
 
 SEED = 0
 IDLE = 200  # asks in a row that brought nothing to measure: the space holds hardly more
+LEAST_SECONDS = 5.0  # some trials of one kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,39 +95,54 @@ def tune(
 ) -> Summary:
     """Searches the spaces of kernels and appends what it learns to the log; make_plan then reads the log.
 
-    weights say how much of a model's time each kernel takes (its calls times its cost, in any unit); the
-    seconds are shared by them, and what a kernel leaves over goes to those after it. Ctrl-C ends the search
-    early and loses nothing but the trial in flight. Raises CannotBuild if this machine cannot build or run
-    kernels.
+    weights say how much of a model's time each kernel takes (its calls times its cost, in any unit). The
+    seconds are shared by them; kernels whose share is too small to find anything are passed over for the
+    others, and what a search leaves over goes to those after it. Ctrl-C ends the search early and loses
+    nothing but the trial in flight. Raises CannotBuild if this machine cannot build or run kernels.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    shares = _shares(spaces, weights or {})
-    waiting = [kernel for kernel in shares if retune or not log.tuned(kernel, fingerprint)]
     summary, started = Summary(), time.monotonic()
+    if budget.empty:
+        return summary
+    shares = _shares(spaces, weights or {})
+    untuned = [kernel for kernel in shares if retune or not log.tuned(kernel, fingerprint)]
+    searched = _affordable(untuned, shares, budget.seconds)
     try:
-        for number, kernel in enumerate([] if budget.empty else waiting, 1):
+        for number, kernel in enumerate(searched, 1):
             left = budget.seconds - (time.monotonic() - started)
-            share = left * shares[kernel] / sum(shares[other] for other in waiting[number - 1 :])
+            share = left * shares[kernel] / sum(shares[other] for other in searched[number - 1 :])
             search = Search(kernel, spaces[kernel], judge, log, fingerprint, versions or {})
             summary.kernels.append(bare(kernel))
             for record in search.run(Budget(share, budget.trials)):
                 summary.trials += record.status != "refused"
                 summary.seconds = time.monotonic() - started
-                progress(_progress(search, number, len(waiting), record, summary.seconds))
+                progress(_progress(search, number, len(searched), record, summary.seconds))
+        for kernel in untuned[len(searched) :]:
+            why = "passed over: its share of the seconds was too small to search with"
+            log.append(Record(kernel, fingerprint, dict(spaces[kernel].default), "done", why))
     except KeyboardInterrupt:
         summary.interrupted = True
     summary.seconds = time.monotonic() - started
     return summary
 
 
-def _shares(kernels: Iterable[Kernel], weights: Mapping[Kernel, float]) -> dict[Kernel, float]:
-    """One kernel of those that differ in their reals only, with the weight of them all, largest first."""
+def _shares(spaces: Mapping[Kernel, Space], weights: Mapping[Kernel, float]) -> dict[Kernel, float]:
+    """The kernels that have a choice with their weights, largest first; one of those that differ in reals."""
     first: dict[Kernel, Kernel] = {}
     shares: dict[Kernel, float] = {}
-    for kernel in kernels:
-        chosen = first.setdefault(bare(kernel), kernel)
-        shares[chosen] = shares.get(chosen, 0.0) + weights.get(kernel, 1.0)
+    for kernel, space in spaces.items():
+        if any(len(values) > 1 for values in space.choices.values()):
+            chosen = first.setdefault(bare(kernel), kernel)
+            shares[chosen] = shares.get(chosen, 0.0) + max(weights.get(kernel, 1.0), 1e-9)
     return dict(sorted(shares.items(), key=lambda item: (-item[1], str(item[0]))))
+
+
+def _affordable(kernels: Sequence[Kernel], shares: Mapping[Kernel, float], seconds: float) -> list[Kernel]:
+    """The heaviest kernels, as many as get LEAST_SECONDS each: one trial for everyone would find nothing."""
+    kept, total = list(kernels), sum(shares[kernel] for kernel in kernels)
+    while len(kept) > 1 and seconds * shares[kept[-1]] < LEAST_SECONDS * total:
+        total -= shares[kept.pop()]
+    return kept
 
 
 def _progress(search: Search, number: int, kernels: int, record: Record, seconds: float) -> Progress:

@@ -1,7 +1,7 @@
 """Multi-head latent attention over a cache of latents (DeepSeek-V2, arXiv 2405.04434).
 
-B batch, T new tokens, S cached tokens, Z = S+T, L rows of the cache, N heads, C latent, D part of a head that is not
-rotated, R rotated part, V values of a head.
+B batch, T new tokens, S cached tokens, Z = S+T, L rows of the cache, N heads, C latent, D unrotated and
+R rotated part of a head, V values of a head.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ def _latent_type(q: Type, *rest: Type, heads: int, nope: int, value: int, scale:
     check_same_dtype(q, *angles, latent, rotary_keys, w)
     check_dtype("q", q, FLOATS)
     check_dtype("the attention mask", mask, ("i64",))
-    for what, operand, rank in (("q", q, 3), ("the latent cache", latent, 4), ("the attention mask", mask, 2)):
-        check_rank(what, operand, rank)
+    check_rank("q", q, 3)
+    check_rank("the latent cache", latent, 4)
+    check_rank("the attention mask", mask, 2)
     batch, new, _ = q.shape
     rows, rotary = latent.shape[2], rotary_keys.shape[-1]
     check_shape("q", q, (batch, new, plain(heads * (nope + rotary))))
@@ -96,8 +97,8 @@ def _columns(x: Value, start: int, stop: int) -> Value:
     return shape.SLICE(x, axis=x.type.rank - 1, start=start, stop=stop)
 
 
-# latent_attention(q [B,T,N*(D+R)], cos [B,T,R/2], sin, latent [B,1,L,C], rotary_keys [B,1,L,R], mask [B,S+T] i64,
-# w_kvb [N*(D+V), C]) -> [B,T,N*V]. The caches hold the new rows already; a head of q is its unrotated part, then the
-# part that is rotated here; a head of w_kvb is its D key rows, then its V value rows. pairs_in="none": nothing is
-# rotated and there are no cos and sin.
+# latent_attention(q [B,T,N*(D+R)], cos [B,T,R/2], sin, latent [B,1,L,C], rotary_keys [B,1,L,R],
+# mask [B,S+T] i64, w_kvb [N*(D+V), C]) -> [B,T,N*V]. The caches hold the new rows already; a head of q is its
+# unrotated part, then the part that is rotated here; a head of w_kvb is its key rows, then its value rows.
+# pairs_in="none": nothing is rotated and there are no cos and sin.
 LATENT_ATTENTION = Op("latent_attention", _latent_type, _latent, _expand_latent)

@@ -1,4 +1,4 @@
-"""Linking: generated objects, the kernel table and the C++ runtime become one library onnxruntime can load."""
+"""Linking: generated objects, a table of kernels and the C++ runtime become a library onnxruntime loads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,14 @@ COMPILE = (
     *("-std=c++17", "-O2", "-g0", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti"),
     *("-fno-threadsafe-statics", "-march=x86-64", "-Wall", "-Wextra"),
 )
-LINK = ("-shared", "-static-libstdc++", "-static-libgcc", "-Wl,-z,now", "-Wl,-z,noexecstack", "-Wl,--gc-sections")
+LINK = (
+    "-shared",
+    "-static-libstdc++",
+    "-static-libgcc",
+    "-Wl,-z,now",
+    "-Wl,-z,noexecstack",
+    "-Wl,--gc-sections",
+)
 
 
 def link(emitted: Sequence[Emitted], out: Path, isa: Isa) -> Path:
@@ -52,20 +59,22 @@ def find_compiler() -> tuple[str, ...]:
     if chosen := shlex.split(os.environ.get("CXX", "")):
         if shutil.which(chosen[0]):
             return tuple(chosen)
-        raise CannotBuild(f"CXX names {chosen[0]!r}, which is not on PATH; correct it, or unset it to search for one")
+        raise CannotBuild(
+            f"CXX names {chosen[0]!r}, which is not on PATH; correct it, or unset it to search for one"
+        )
     for name in ("c++", "g++", "clang++"):
         if found := shutil.which(name):
             return (found,)
     if importlib.util.find_spec("ziglang"):
         return (sys.executable, "-m", "ziglang", "c++")
     raise CannotBuild(
-        "no C++ compiler: none of c++, g++ and clang++ is on PATH and CXX is not set; install one with the system's "
-        "package manager (g++ or clang), or without root: pip install 'moec[toolchain]'"
+        "no C++ compiler: none of c++, g++ and clang++ is on PATH and CXX is not set; install g++ or clang with "
+        "the system's package manager, or without root: pip install 'moec[toolchain]'"
     )
 
 
 def runtime_objects(compiler: Sequence[str]) -> list[Path]:
-    """The compiled C++ runtime, from the cache where these very sources were compiled before. Raises CannotBuild."""
+    """The compiled C++ runtime; what was compiled before comes from the cache. Raises CannotBuild."""
     sources = sorted((*SHELL.glob("*.cc"), *DRIVERS.glob("*.cc")))
     headers = sorted((*SHELL.glob("*.h"), *DRIVERS.glob("*.h")))
     common = hashlib.sha256(repr((tuple(compiler), version(tuple(compiler)), COMPILE)).encode())
@@ -111,4 +120,6 @@ def run(compiler: Sequence[str], *arguments: str | Path) -> None:
     """Call the compiler. Raises CannotBuild with the end of what it said."""
     done = subprocess.run([*compiler, *map(str, arguments)], capture_output=True, text=True)
     if done.returncode:
-        raise CannotBuild(f"{shlex.join(compiler)} failed on the kernel library:\n{done.stderr.strip()[-2000:]}")
+        raise CannotBuild(
+            f"{shlex.join(compiler)} failed on the kernel library:\n{done.stderr.strip()[-2000:]}"
+        )

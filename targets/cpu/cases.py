@@ -25,8 +25,9 @@ class Case:
 
     feeds(kernel, rows, random): operands that are no weights, for that many rows of tokens;
     weights(kernel, random): the others by their place among all operands, not packed;
-    reference(kernel, operands): outputs, float64 or int64. tolerance: the largest error of a float output, relative
-    to its largest value. points: the counts of rows it is timed at.
+    reference(kernel, operands): outputs, float64 or int64.
+    tolerance: the largest error of a float output, relative to its largest value.
+    points: the counts of rows it is timed at.
     """
 
     feeds: Callable[[Kernel, int, Random], list[Array]]
@@ -45,7 +46,7 @@ def operands(feeds: Feeds, weights: Mapping[int, Array]) -> list[Array]:
 
 
 def uniform(random: Random, *shape: int) -> Array:
-    """float32 between -1 and 1. Big arrays repeat after a million values: making them would outlast trying them."""
+    """float32 between -1 and 1; big arrays repeat after a million values, which makes them fast to make."""
     values = random.random(min(int(np.prod(shape)), 1_000_003), np.float32) * np.float32(2) - np.float32(1)
     return np.resize(values, shape)
 
@@ -72,10 +73,18 @@ def linear_weights(kernel: Kernel, random: Random) -> Mapping[int, Array]:
     return {1: uniform(random, kernel["n"], kernel["k"])}
 
 
+def times(x: Array, w: Array) -> Array:
+    """x times w transposed in float64, some rows of w at a time: they may be many."""
+    rows = range(0, len(w), 4096)
+    return np.concatenate(
+        [x.astype(np.float64) @ w[r : r + 4096].astype(np.float64).T for r in rows], axis=-1
+    )
+
+
 def linear(kernel: Kernel, operands: Feeds) -> list[Array]:
     """x times w transposed, then swiglu or the residual."""
-    x, w, *residual = (operand.astype(np.float64) for operand in operands)
-    y = x @ w.T
+    x, w, *residual = operands
+    y = times(x, w)
     if kernel.kind == "linear_swiglu":
         return [swiglu(y)]
     return [y + residual[0] if residual else y]
@@ -113,7 +122,7 @@ def grouped(rows: Array, ends: Array, w: Array) -> Array:
     first = 0
     for expert, end in enumerate(ends):
         if first < end:
-            y[first:end] = rows[first:end].astype(np.float64) @ w[expert].astype(np.float64).T
+            y[first:end] = times(rows[first:end], w[expert])
         first = end
     return y
 

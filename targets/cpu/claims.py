@@ -1,4 +1,4 @@
-"""Which parts of a graph the CPU target's kernels take; operands and results in the order the kernels have them.
+"""Which parts of a graph the CPU target's kernels take; operands and results in the kernels' order.
 
 Where two claims want one node, the order of CLAIMS decides: the kernel that does more comes first.
 """
@@ -15,7 +15,7 @@ from ...compiler.ops.elementwise import ADD
 from ...compiler.ops.latent import LATENT_ATTENTION
 from ...compiler.ops.norm import RMS_NORM, ROTARY
 from ...compiler.ops.routing import COMBINE, GROUPED_MATMUL, PERMUTE, SWIGLU, TOP_K_GATE
-from ...compiler.ops.shape import EXPAND, RESHAPE, SLICE
+from ...compiler.ops.shape import EXPAND, RESHAPE
 from ...passes.layout import is_weight
 from ...passes.match import last_slice, made_by, peel
 from ...passes.partition import Claim, Cluster, Users
@@ -31,12 +31,11 @@ def in_f32(node: Node) -> bool:
     return all(type_.dtype not in FLOATS or type_.dtype == "f32" for type_ in node.types)
 
 
-def whole(kind: str, op: Op, *weights: int) -> Claim:
-    """The claim of a kernel for just this op, whose operands at `weights` (where present) must be weights."""
+def alone(op: Op) -> Claim:
+    """The claim of a kernel for just this op, of the same name."""
 
     def claim(node: Node, users: Users) -> Cluster | None:
-        fits = node.op is op and in_f32(node) and all(is_weight(node.inputs[i]) for i in weights if i < len(node.inputs))
-        return Cluster(kind, node.inputs, node.values) if fits else None
+        return Cluster(op.name, node.inputs, node.values) if node.op is op and in_f32(node) else None
 
     return claim
 
@@ -47,6 +46,7 @@ def is_linear(node: Node) -> bool:
 
 
 def linear(node: Node, users: Users) -> Cluster | None:
+    """x @ w.T for any rank of x."""
     return Cluster("linear", node.inputs, node.values) if is_linear(node) else None
 
 
@@ -66,6 +66,7 @@ def added(node: Node) -> Sequence[tuple[Value, Value]]:
 
 
 def linear_swiglu(node: Node, users: Users) -> Cluster | None:
+    """The gate and up projections in one, gated."""
     if node.op is not SWIGLU or not is_linear(product := node.inputs[0].node):
         return None
     return Cluster("linear_swiglu", product.inputs, node.values)
@@ -81,20 +82,29 @@ def rms_norm(node: Node, users: Users) -> Cluster | None:
 
 
 def rotary(node: Node, users: Users) -> Cluster | None:
+    """Heads first: x [B,N,T,r]."""
+    cos, sin = angles(node)
+    return Cluster("rotary", (node.inputs[0], cos, sin), node.values) if cos and sin else None
+
+
+def angles(node: Node) -> tuple[Value | None, Value | None]:
+    """The [B,T,f] that cos and sin [B,1,T,f] of a rotation are views of; None where they are not."""
     if node.op is not ROTARY or not in_f32(node) or node.inputs[0].type.rank != 4:
-        return None
-    x, cos, sin = node.inputs
-    cos, sin = angle(cos), angle(sin)
-    return Cluster("rotary", (x, cos, sin), node.values) if cos and sin else None
+        return None, None
+    batch, _, new, width = node.inputs[0].shape
+    cos, sin = (peel(value, RESHAPE) for value in node.inputs[1:])
+    fits = node.inputs[1].shape[:2] == (batch, 1) and cos.shape == sin.shape == (batch, new, width // 2)
+    return (cos, sin) if fits else (None, None)
 
 
-def angle(value: Value) -> Value | None:
-    """The [B,T,f] that cos or sin [B,1,T,f] is a view of."""
-    inner = peel(value, RESHAPE)
-    return inner if inner.shape == (value.shape[0], *value.shape[2:]) and value.shape[1] == 1 else None
+def top_k_gate(node: Node, users: Users) -> Cluster | None:
+    """With or without a bias for each expert."""
+    fits = node.op is TOP_K_GATE and in_f32(node) and all(map(is_weight, node.inputs[1:]))
+    return Cluster("top_k_gate", node.inputs, node.values) if fits else None
 
 
 def grouped_swiglu(node: Node, users: Users) -> Cluster | None:
+    """The experts' first product, of tokens gathered by expert, gated."""
     product = node.inputs[0].node if node.op is SWIGLU else None
     if product is None or not is_grouped(product) or not product.attrs["share"]:
         return None
@@ -126,38 +136,49 @@ def grouped_combine_add(node: Node, users: Users) -> Cluster | None:
 
 
 def latent_write(node: Node, users: Users) -> Cluster | None:
-    """The latent normed and the shared key rotated, both into their caches, from one projection's columns."""
-    if node.op is not APPEND:
+    """The latent normed and the shared key rotated, into their caches, from columns of one projection."""
+    if node.op is not APPEND or node.inputs[0].shape[1] != 1:
         return None
     latents, rows, mask = node.inputs
     norm = peel(rows, RESHAPE).node
-    part = last_slice(norm.inputs[0]) if norm.op is RMS_NORM and is_weight(norm.inputs[1]) else None
-    if part is None or part[3] != 1 or not in_f32(norm):
+    if norm.op is not RMS_NORM or not in_f32(norm) or not is_weight(norm.inputs[1]):
+        return None
+    part = last_slice(norm.inputs[0])
+    if part is None or part[3] != 1:
         return None
     wide, _, end, _ = part
     for write in appended(wide, end, users):
         keys, rows, same = write.inputs
         turned = peel(rows, RESHAPE).node
-        cos, sin = map(angle, turned.inputs[1:]) if turned.op is ROTARY else (None, None)
-        if cos and sin and same == mask:
-            return Cluster("latent_write", (wide, norm.inputs[1], cos, sin, latents, keys, mask), (node[0], write[0]))
+        cos, sin = angles(turned)
+        if cos and sin and same == mask and keys.shape[1] == 1 and starts_at(turned.inputs[0], wide, end):
+            operands = (wide, norm.inputs[1], cos, sin, latents, keys, mask)
+            return Cluster("latent_write", operands, (node[0], write[0]))
     return None
 
 
 def appended(wide: Value, start: int, users: Users) -> list[Node]:
-    """The cache writes of all columns of `wide` from `start` on, whatever is done to them on the way there."""
+    """The cache writes of columns of `wide` from `start` on, whatever is done to them on the way there."""
     found = []
     for user in users.get(wide, ()):
-        if user.op is SLICE and last_slice(user[0]) == (wide, start, wide.shape[-1], 1):
+        if starts_at(user[0], wide, start):
             while user.op is not APPEND and len(readers := users.get(user[0], ())) == 1:
                 user = readers[0]
             found += [user] if user.op is APPEND else []
     return found
 
 
+def starts_at(value: Value, wide: Value, start: int) -> bool:
+    """Whether the value is columns of `wide` from `start` on."""
+    part = last_slice(peel(value, RESHAPE))
+    return part is not None and (*part[:2], part[3]) == (wide, start, 1)
+
+
 def latent_attention(node: Node, users: Users) -> Cluster | None:
-    fits = node.op is LATENT_ATTENTION and in_f32(node) and len(node.inputs) == 7 and is_weight(node.inputs[6])
-    return Cluster("latent_attention", node.inputs, node.values) if fits else None
+    """With rotation only."""
+    if node.op is not LATENT_ATTENTION or not in_f32(node) or node.attrs["pairs_in"] == "none":
+        return None
+    return Cluster("latent_attention", node.inputs, node.values) if is_weight(node.inputs[-1]) else None
 
 
 def attention(node: Node, users: Users) -> Cluster | None:
@@ -186,7 +207,7 @@ CLAIMS: tuple[Claim, ...] = (
     linear,
     rms_norm,
     rotary,
-    whole("top_k_gate", TOP_K_GATE, 1),
-    whole("permute", PERMUTE),
-    whole("append", APPEND),
+    top_k_gate,
+    alone(PERMUTE),
+    alone(APPEND),
 )

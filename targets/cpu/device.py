@@ -1,4 +1,4 @@
-"""This machine as a device: kernels built, checked and timed one at a time, inside onnxruntime as when deployed."""
+"""This machine as a device: kernels are built, checked and timed one at a time, in onnxruntime as deployed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Device:
     threads: int = 1
 
     def bench(self, kernel: Kernel, schedule: Schedule) -> Bench:
-        """The kernel built and loaded, with fewer experts where those would take too much memory. Raises CannotBuild."""
+        """The kernel, built and loaded; fewer experts if they take too much memory. Raises CannotBuild."""
         return Bench(affordable(kernel), schedule, self)
 
 
@@ -89,9 +89,9 @@ class Bench:
         """The same for these operands."""
         wanted = self.case.reference(self.kernel, operands(feeds, self.weights))
         for index, (mine, its) in enumerate(zip(self.run(feeds, wanted), wanted)):
-            error = deviation(mine, its)
-            if not error <= self.case.tolerance:
-                return f"output {index} is off by {error:.2g} of its largest value, {self.case.tolerance:.0e} is allowed"
+            error, most = deviation(mine, its), self.case.tolerance
+            if not error <= most:
+                return f"output {index} is off by {error:.2g} of its largest value, {most:.0e} is allowed"
         return None
 
     def run(self, feeds: Feeds, like: Feeds) -> list[Array]:
@@ -104,7 +104,7 @@ class Bench:
         return outputs
 
     def time(self, point: str) -> float:
-        """Seconds a call takes, weights cold: the mean over a graph of calls, each with weights of its own."""
+        """Seconds a call takes, weights cold: the mean over a graph of calls that each have their own."""
         if point not in self._timed:
             self._timed[point] = self.prepare(int(point.removeprefix("m=")))
         session, binding, calls = self._timed[point]
@@ -130,30 +130,45 @@ class Bench:
         calls = min(MOST_COPIES, 1 + int(COLD_BYTES / touched))
         if size >= COLD_BYTES:
             return [self.packed] * calls
-        while len(self._copies) < calls:
+        while len(self._copies) < calls - 1:
             self._copies.append({i: [aligned(part) for part in parts] for i, parts in self.packed.items()})
-        return self._copies[:calls]
+        return [self.packed, *self._copies[: calls - 1]]
+
+    @cached_property
+    def output_kinds(self) -> Sequence[str]:
+        """The numpy kinds of the outputs: f, i."""
+        wanted = self.case.reference(self.kernel, operands(self.feeds(1), self.weights))
+        return [output.dtype.kind for output in wanted]
 
     def session(self, calls: Sequence[Call]) -> tuple[Any, Any]:
-        """A session on a graph that calls the kernel with each of these operands, and a binding with inputs bound."""
+        """A session on a graph of calls with these operands, and a binding that has them."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.device.threads
         options.register_custom_ops_library(str(self.library))
-        outputs = self.case.reference(self.kernel, operands(self.feeds(1), self.weights))
-        names = {id(array): f"x{index}" for index, array in enumerate(array for call in calls for array in call)}
-        arrays = {names[id(array)]: array for call in calls for array in call}
+        names: dict[int, str] = {}
+        arrays: dict[str, Array] = {}
+        for array in (array for call in calls for array in call):
+            arrays[names.setdefault(id(array), f"x{len(names)}")] = array
+        op = op_name(self.kernel, self.schedule)
+        results = {
+            f"y{call}.{i}": kind for call in range(len(calls)) for i, kind in enumerate(self.output_kinds)
+        }
         nodes = [
             helper.make_node(
-                op_name(self.kernel, self.schedule),
+                op,
                 [names[id(array)] for array in call],
-                [f"y{number}.{index}" for index in range(len(outputs))],
+                [name for name in results if name.startswith(f"y{number}.")],
                 domain="moec",
             )
             for number, call in enumerate(calls)
         ]
-        results = {f"y{number}.{i}": array for number in range(len(calls)) for i, array in enumerate(outputs)}
         model = helper.make_model(
-            helper.make_graph(nodes, "bench", declared(arrays), declared(results)),
+            helper.make_graph(
+                nodes,
+                "bench",
+                declared({name: array.dtype.kind for name, array in arrays.items()}),
+                declared(results),
+            ),
             opset_imports=[helper.make_opsetid("", 21), helper.make_opsetid("moec", 1)],
             ir_version=10,
         )
@@ -190,7 +205,7 @@ def laid_out(layout: Any, w: Array) -> Call:
 
 
 def aligned(array: Array) -> Array:
-    """A copy that starts at a page, as weights do in a mapped file; numpy's own start anywhere in a cache line."""
+    """A copy that starts at a page, as weights do in a mapped file; numpy starts anywhere in a cache line."""
     memory = np.empty(array.nbytes + PAGE, np.uint8)
     start = -memory.ctypes.data % PAGE
     copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
@@ -204,16 +219,17 @@ def spread(feeds: Feeds, packed: Mapping[int, Call]) -> Call:
     return [array for parts in merged for array in parts]
 
 
-def declared(arrays: Mapping[str, Array]) -> list[Any]:
-    """Inputs or outputs of a graph, of any shape."""
-    kinds = {"f": TensorProto.FLOAT, "i": TensorProto.INT64}
-    return [helper.make_tensor_value_info(name, kinds[array.dtype.kind], None) for name, array in arrays.items()]
+def declared(kinds: Mapping[str, str]) -> list[Any]:
+    """Inputs or outputs of a graph, of any shape, by name and numpy kind."""
+    types = {"f": TensorProto.FLOAT, "i": TensorProto.INT64}
+    return [helper.make_tensor_value_info(name, types[kind], None) for name, kind in kinds.items()]
 
 
 def unwritten(like: Array) -> Array:
     """An array of that shape in which every element that nobody writes will be noticed."""
-    floats = like.dtype.kind == "f"
-    return np.full(like.shape, np.nan if floats else np.iinfo(np.int64).min, np.float32 if floats else np.int64)
+    if like.dtype.kind == "f":
+        return np.full(like.shape, np.nan, np.float32)
+    return np.full(like.shape, np.iinfo(np.int64).min, np.int64)
 
 
 def deviation(mine: Array, its: Array) -> float:

@@ -1,7 +1,7 @@
 """From a kernel and a schedule to object code: loop nests written in TIR, lowered by TVM, compiled by LLVM.
 
-The functions come out with a plain C interface and nothing undefined, so the library needs no TVM to run. TVM and
-LLVM may crash or take minutes on an unlucky schedule: callers that explore run this in a process they can kill.
+The functions come out with a plain C interface and nothing undefined, so the library needs no TVM to run. TVM
+and LLVM may crash or take minutes on an unlucky schedule: explore in a process that can be killed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ BUILDERS: Mapping[str, Builder] = {
 def emit(kernel: Kernel, schedule: Schedule, isa: Isa) -> Emitted:
     """Object code for one kernel. Raises ValueError for a kind without a builder."""
     if kernel.kind not in BUILDERS:
-        raise ValueError(f"the cpu target has no {kernel.kind!r} kernel; there are {', '.join(sorted(BUILDERS))}")
+        raise ValueError(
+            f"the cpu target has no {kernel.kind!r} kernel; there are {', '.join(sorted(BUILDERS))}"
+        )
     functions = BUILDERS[kernel.kind](kernel, schedule, isa, f"moec_{op_name(kernel, schedule)}")
     symbols = tuple(str(function.attrs["global_symbol"]) for function in functions)
     return Emitted(kernel, schedule, object_code(dict(zip(symbols, functions)), isa), symbols)

@@ -12,7 +12,7 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 @dataclass(frozen=True, slots=True)
 class Isa:
-    """One level of x86-64. lanes: float32 in a vector register; features: as Linux names them in /proc/cpuinfo."""
+    """One level of x86-64. lanes: float32 in a vector register; features: in the words of /proc/cpuinfo."""
 
     name: str
     llvm_cpu: str

@@ -1,7 +1,7 @@
 """From a region to the kernel that computes it, and from a schedule to how the kernel's weights lie.
 
-DIMS and REALS give the order in which the runtime's rows hold a kernel's sizes and numbers; the enums in runtime/*.cc
-mirror them. What they mean stands with the ops in compiler/ops.
+DIMS and REALS give the order in which the runtime's rows hold a kernel's sizes and numbers; the enums in
+runtime/*.cc mirror them. What they mean stands with the ops in compiler/ops.
 """
 
 from __future__ import annotations
@@ -83,11 +83,13 @@ def the(op: Op, body: Graph) -> Node:
 
 
 def linear_sizes(body: Graph) -> dict[str, Any]:
+    """k columns and n rows of the weight; for swiglu these are gate and up."""
     n, k = the(LINEAR, body).inputs[1].shape
     return {"k": k, "n": n}
 
 
 def grouped_sizes(body: Graph) -> dict[str, Any]:
+    """share is how many rows come from one row of x."""
     product = the(GROUPED_MATMUL, body)
     experts, n, k = product.inputs[3].shape
     return {"k": k, "n": n, "experts": experts, "share": product.attrs["share"]}
@@ -107,6 +109,7 @@ def norm_sizes(body: Graph) -> dict[str, Any]:
 
 
 def gate_sizes(body: Graph) -> dict[str, Any]:
+    """The gate's attributes, those with names as flags."""
     gate = the(TOP_K_GATE, body)
     flags = {
         "experts": gate.inputs[0].shape[1],
@@ -118,21 +121,25 @@ def gate_sizes(body: Graph) -> dict[str, Any]:
 
 
 def permute_sizes(body: Graph) -> dict[str, Any]:
+    """k experts for each token."""
     permute = the(PERMUTE, body)
     return {"experts": permute.attrs["experts"], "k": permute.inputs[0].shape[1]}
 
 
 def pairs(attrs: Mapping[str, Any]) -> dict[str, int]:
+    """How a rotation's pairs lie, in the runtime's numbers."""
     return {name: PAIRS[attrs[name]] for name in ("pairs_in", "pairs_out")}
 
 
 def write_sizes(body: Graph) -> dict[str, Any]:
+    """Of `width` columns, c from `start` on are the latent, r after them the key."""
     turned = the(ROTARY, body)
     norm = norm_sizes(body)
     return norm | {"c": norm["n"], "r": turned.types[0].shape[-1], **pairs(turned.attrs)}
 
 
 def latent_sizes(body: Graph) -> dict[str, Any]:
+    """The op's attributes, and the widths of its two caches."""
     node = the(LATENT_ATTENTION, body)
     latent, rotary_keys = node.inputs[-4:-2]
     widths = {"latent": latent.shape[3], "rope": rotary_keys.shape[3]}
@@ -140,16 +147,19 @@ def latent_sizes(body: Graph) -> dict[str, Any]:
 
 
 def append_sizes(body: Graph) -> dict[str, Any]:
+    """h heads of d numbers in the cache."""
     _, h, _, d = the(APPEND, body).types[0].shape
     return {"h": h, "d": d}
 
 
 def rotary_sizes(body: Graph) -> dict[str, Any]:
+    """r numbers of a head, all rotated."""
     turned = the(ROTARY, body)
     return {"r": turned.types[0].shape[-1], **pairs(turned.attrs)}
 
 
 def attention_sizes(body: Graph) -> dict[str, Any]:
+    """Query heads, key heads, and the widths of a key and a value."""
     node = the(SDPA, body)
     (_, heads, _, dk), (_, groups, _, dv) = node.inputs[0].shape, node.inputs[2].shape
     return {"heads": heads, "groups": groups, "dk": dk, "dv": dv, "scale": node.attrs["scale"]}

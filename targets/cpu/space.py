@@ -24,14 +24,16 @@ DRIVER_KNOBS: Mapping[str, tuple[str, ...]] = {
 def space(kernel: Kernel, isa: Isa) -> Space:
     """Every schedule worth trying for one kernel. Raises ValueError for a kind without a space."""
     if kernel.kind not in SPACES:
-        raise ValueError(f"the cpu target has no {kernel.kind!r} kernel; there are {', '.join(sorted(SPACES))}")
+        raise ValueError(
+            f"the cpu target has no {kernel.kind!r} kernel; there are {', '.join(sorted(SPACES))}"
+        )
     return SPACES[kernel.kind](kernel, isa)
 
 
 def matmul(kernel: Kernel, isa: Isa) -> Space:
-    """nr: columns of a panel; mr: rows of the tallest tile; unroll: steps of k per turn; ahead: steps of k a weight
-    is asked for early (0: the hardware's own guess); group: rows that share one pass over a weight; grain: 1024
-    multiply-adds that are worth a task of their own.
+    """nr: columns of a panel; mr: rows of the tallest tile; unroll: steps of k per turn; ahead: steps of k by which
+    weights are asked for early (0: as the hardware guesses); group: rows that share one pass over a weight;
+    grain: thousands (1024) of multiply-adds that are worth a task of their own.
     """
     paired = kernel.kind.endswith("swiglu")
 
@@ -52,9 +54,13 @@ def matmul(kernel: Kernel, isa: Isa) -> Space:
         shape = {"nr": vectors * isa.lanes, "mr": mr, "unroll": unroll, "ahead": ahead}
         return {**shape, "group": 256, "grain": 1024}
 
-    # The best of either instruction set at 1, 8, 64 and 512 rows of 2048 by 1408; the first that fits is the default.
+    # What was best on either instruction set from 1 to 512 rows of 2048 by 1408; the first that fits is the default.
     wide, narrowest = isa.registers == 32, point(2, 4, 2, 0)
-    good = [point(2, 8, 2, 64), point(3, 6, 2, 0), point(4, 6, 2, 16)] if wide else [point(3, 4, 2, 0), point(2, 6, 4, 64)]
+    good = (
+        [point(2, 8, 2, 64), point(3, 6, 2, 0), point(4, 6, 2, 16)]
+        if wide
+        else [point(3, 4, 2, 0), point(2, 6, 4, 64)]
+    )
     rules = (fits, halves, narrow)
     usable = [one for one in (*good, narrowest) if not any(rule(one) for rule in rules)]
     return Space(
@@ -88,21 +94,16 @@ def attention(kernel: Kernel, isa: Isa) -> Space:
         needed = max((keys + 1) * vectors(lanes), (tile + 1) * vectors(width)) + 1
         return f"{needed} vector registers; {isa} has {isa.registers}" if needed > isa.registers else None
 
-    def tiled(schedule: Schedule) -> str | None:
-        uneven = int(schedule["few"]) % int(schedule["tile"]) or int(schedule["many"]) % int(schedule["tile"])
-        return f"tile={schedule['tile']} does not divide few and many" if uneven else None
-
     default: dict[str, int | str] = {
         **{"few": few, "many": 16, "keys": 8 if isa.lanes == 16 else 6, "unroll": 4},
-        **{"tile": min(few, 8 if isa.lanes == 16 else 4), "width": isa.lanes if isa.lanes == 16 else 2 * isa.lanes},
-        **{"block": 64, "span": 256},
+        **{"tile": 16 if isa.lanes == 16 else 4, "width": 16, "block": 64, "span": 512},
     }
     choices: dict[str, list[int | str]] = {
         **{"few": [few], "many": [8, 16, 32], "keys": [4, 5, 6, 8, 10, 12, 14], "unroll": [1, 2, 4, 8]},
         **{"tile": [2, 4, 8, 16], "width": [isa.lanes * n for n in (1, 2, 4)]},
         **{"block": [32, 64, 128, 256], "span": [128, 256, 512, 1024]},
     }
-    return Space(choices, default, rules=(fits, tiled))
+    return Space(choices, default, rules=(fits,))
 
 
 def latent_attention(kernel: Kernel, isa: Isa) -> Space:

@@ -45,9 +45,10 @@ def data(index: int, one: Emitted) -> Iterable[str]:
     knobs = [int(one.schedule[knob]) for knob in DRIVER_KNOBS[one.kernel.kind]]
     sizes = [size for _, size in one.kernel.dims] + knobs
     for symbol in one.symbols:
-        yield f'extern "C" void {symbol}();'
+        yield f'extern "C" __attribute__((visibility("hidden"))) void {symbol}();'
     yield f"static const int64_t dims{index}[] = {{{joined(map(str, sizes), '0')}}};"
-    yield f"static const double reals{index}[] = {{{joined((repr(real) for _, real in one.kernel.reals), '0')}}};"
+    reals = joined((repr(real) for _, real in one.kernel.reals), "0")
+    yield f"static const double reals{index}[] = {{{reals}}};"
     functions = (f"reinterpret_cast<void*>({symbol})" for symbol in one.symbols)
     yield f"static void* const functions{index}[] = {{{joined(functions, 'nullptr')}}};"
 

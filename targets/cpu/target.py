@@ -9,7 +9,7 @@ from pathlib import Path
 from ...compiler.ir import Node
 from ...compiler.pipeline import Pass
 from ...passes.layout import Layout
-from ..base import Capabilities, Emitted, Kernel, Schedule, Space
+from ..base import CannotBuild, Capabilities, Emitted, Kernel, Schedule, Space
 from . import build, isa, lower, space, table
 from .pipeline import PASSES
 
@@ -67,6 +67,10 @@ class Target:
 
         return emit.emit(kernel, schedule, self.isa)
 
+    def expect_tools(self) -> None:
+        """Raises CannotBuild, with what to install, where `link` would in the end."""
+        build.find_compiler()
+
     def link(self, emitted: Sequence[Emitted], out: Path) -> Path:
         """The kernel library. Raises CannotBuild where there is no C++ compiler."""
         return build.link(emitted, out, self.isa)
@@ -75,3 +79,23 @@ class Target:
 def target(level: str | None = None) -> Target:
     """The target for an instruction set by name, else for this machine's. Raises ValueError naming what there is."""
     return Target(isa.host() if level is None else isa.named(level))
+
+
+def here() -> dict[str, str | bool]:
+    """What this machine is for the CPU target: what it runs, builds with and can measure."""
+    try:
+        level, runs = str(isa.host()), True
+    except ValueError as error:
+        level, runs = str(error), False
+    try:
+        compiler, builds = " ".join(build.find_compiler()), True
+    except CannotBuild as error:
+        compiler, builds = str(error), False
+    return {
+        "target": "cpu",
+        "isa": level,
+        "compiler": compiler,
+        "builds": builds,
+        "runs": runs,
+        "measures": builds and runs,
+    }

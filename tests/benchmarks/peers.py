@@ -1,4 +1,4 @@
-"""What a user has today: the same model in eager PyTorch, and transformers' own ONNX export in onnxruntime."""
+"""What a user has today: the same model in eager PyTorch, and transformers' own ONNX export."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ import onnxruntime as ort
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from moec.compiler.checkpoint import Weights
+from moec.compiler.checkpoint import RandomWeights
 
 
-def eager(folder: Path, weights: Weights) -> Any:
-    """The model in float32, its parameters read from `weights`."""
+def eager(folder: Path, seed: int) -> Any:
+    """The model in float32, with the same random weights as the artifact."""
     config = AutoConfig.from_pretrained(folder)
     config.use_cache = False
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    state = model.state_dict()
+    weights = RandomWeights(seed, {name: tuple(tensor.shape) for name, tensor in state.items()})
     with torch.no_grad():
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if name in dict(model.state_dict()):
-                tensor.copy_(torch.from_numpy(np.ascontiguousarray(weights.read(name))))
+        for name, tensor in state.items():
+            tensor.copy_(torch.from_numpy(np.ascontiguousarray(weights.read(name))))
     return model
 
 

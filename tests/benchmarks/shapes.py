@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-# A DeepSeek-V3 of about 460 million parameters: small enough for two cores, large enough to leave every cache.
+# A DeepSeek-V3 of about 460 million parameters: small enough for two cores, too large for any cache.
 V3_460M = {
     "architectures": ["DeepseekV3ForCausalLM"],
     "model_type": "deepseek_v3",

@@ -7,8 +7,11 @@ import time
 from collections.abc import Callable, Mapping
 
 
-def interleave(contenders: Mapping[str, Callable[[], object]], rounds: int, warm: int = 2) -> dict[str, float]:
-    """Median seconds of one call of each contender, over `rounds` interleaved rounds after `warm` untimed ones."""
+Call = Callable[[], object]
+
+
+def interleave(contenders: Mapping[str, Call], rounds: int, warm: int = 2) -> dict[str, float]:
+    """Median seconds of a call of each contender, in `rounds` rounds after `warm` untimed ones."""
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(warm + rounds):
         for name, call in contenders.items():

@@ -8,8 +8,9 @@ import numpy as np
 import onnxruntime
 import pytest
 import sympy
+
 from moec.compiler.interpret import interpret
-from moec.compiler.ir import B, DTYPES, Graph, L, S, T, Type, Value, make
+from moec.compiler.ir import DTYPES, B, Graph, L, S, T, Type, Value, make
 from moec.compiler.onnx_graph import function_of, to_onnx
 from moec.compiler.onnx_ops import SPELLINGS
 from moec.compiler.ops import cache, dense, latent, layout, norm, region, routing
@@ -49,7 +50,10 @@ def alone(op: str, *arrays: np.ndarray, **attrs: Any) -> None:
     inputs = tuple(entry(f"x{i}", dtypes[a.dtype], *a.shape) for i, a in enumerate(arrays))
     node = make(OPS[op], *inputs, **attrs)
     outputs = tuple(node[i] for i in range(len(node.types)))
-    agree(Graph(inputs, outputs, tuple(f"y{i}" for i in range(len(outputs)))), dict(zip(("x0", "x1", "x2", "x3"), arrays)))
+    agree(
+        Graph(inputs, outputs, tuple(f"y{i}" for i in range(len(outputs)))),
+        dict(zip(("x0", "x1", "x2", "x3"), arrays)),
+    )
 
 
 UNARY = ("neg", "abs", "exp", "cos", "sin", "tanh", "sigmoid", "silu", "softplus")
@@ -125,7 +129,9 @@ CASES: list[tuple[str, tuple[np.ndarray, ...], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("op", "arrays", "attrs"), CASES, ids=lambda case: case if isinstance(case, str) else "")
+@pytest.mark.parametrize(
+    ("op", "arrays", "attrs"), CASES, ids=lambda case: case if isinstance(case, str) else ""
+)
 def test_spelling(op: str, arrays: tuple[np.ndarray, ...], attrs: dict[str, Any]) -> None:
     alone(op, *arrays, **attrs)
 
@@ -169,7 +175,9 @@ def test_products_of_sizes() -> None:
     """Tokens of all sequences as one axis, and as many rows as slots: 6*B*T is told by no input alone."""
     x = entry("x", "f32", B, T, 3)
     flat = OPS["reshape"](x, shape=(B * T, 3))
-    rows = OPS["reshape"](OPS["expand"](OPS["reshape"](flat, shape=(B * T, 1, 3)), shape=(B * T, 6, 3)), shape=(6 * B * T, 3))
+    rows = OPS["reshape"](
+        OPS["expand"](OPS["reshape"](flat, shape=(B * T, 1, 3)), shape=(B * T, 6, 3)), shape=(6 * B * T, 3)
+    )
     counted = OPS["iota"](size=6 * B * T, dtype="i64")
     back = OPS["reshape"](rows, shape=(B, T, 18))
     graph = Graph((x,), (rows, counted, back), ("rows", "counted", "back"))
@@ -200,9 +208,7 @@ def test_routing_expands(share: int) -> None:
 def test_norm_and_rotary_expand() -> None:
     x, w = entry("x", "f32", B, T, 6), entry("w", "f32", 6)
     cos, sin = entry("cos", "f32", B, T, 3), entry("sin", "f32", B, T, 3)
-    turned = [
-        norm.ROTARY(x, cos, sin, pairs_in=a, pairs_out=b) for a in norm.PAIRS for b in norm.PAIRS
-    ]
+    turned = [norm.ROTARY(x, cos, sin, pairs_in=a, pairs_out=b) for a in norm.PAIRS for b in norm.PAIRS]
     graph = Graph((x, w, cos, sin), (norm.RMS_NORM(x, w, eps=1e-6), *turned), ("n", "a", "b", "c", "d"))
     agree(graph, feed(graph))
 

@@ -47,13 +47,19 @@ CASES: dict[str, tuple[Value, Value]] = {
     "part of a piece": (columns(BOTH, 5, 7), columns(Y, 1, 3)),
     "several pieces": (columns(CONCAT(Y, X, Y, axis=2), 5, 14), CONCAT(X, Y, axis=2)),
     "through cos": (columns(COS(CONCAT(X, X, axis=2)), 0, 4), COS(X)),
-    "through a scaled cos": (columns(MUL(COS(BOTH), scalar(0.5, "f32")), 4, 9), MUL(COS(Y), scalar(0.5, "f32"))),
+    "through a scaled cos": (
+        columns(MUL(COS(BOTH), scalar(0.5, "f32")), 4, 9),
+        MUL(COS(Y), scalar(0.5, "f32")),
+    ),
     "slices joined": (CONCAT(columns(X, 0, 1), columns(X, 1, 4), axis=2), X),
     "concat of one": (CONCAT(X, axis=0), X),
     "same dtype": (CAST(X, dtype="f32"), X),
     "wider and back": (CAST(CAST(X, dtype="f64"), dtype="f32"), X),
     "same size": (EXPAND(X, shape=(2, 3, 4)), X),
-    "expand that broadcasts": (MUL(X, EXPAND(scalar(2.0, "f32"), shape=(2, 3, 4))), MUL(X, scalar(2.0, "f32"))),
+    "expand that broadcasts": (
+        MUL(X, EXPAND(scalar(2.0, "f32"), shape=(2, 3, 4))),
+        MUL(X, scalar(2.0, "f32")),
+    ),
     "plus 0": (ADD(FULL(shape=(), value=0.0, dtype="f32"), X), X),
     "minus 0": (SUB(X, scalar(0.0, "f32")), X),
     "times 1": (MUL(scalar(1.0, "f32"), X), X),
@@ -61,7 +67,10 @@ CASES: dict[str, tuple[Value, Value]] = {
     "to the 1": (POW(X, scalar(1.0, "f32")), X),
     "arithmetic": (ADD(scalar(2, "i64"), scalar(3, "i64")), scalar(5, "i64")),
     "exact floats": (MUL(scalar(0.5, "f32"), scalar(3.0, "f32")), scalar(1.5, "f32")),
-    "ids that are only counted": (CAUSAL_MASK(MASK, IDS), CAUSAL_MASK(MASK, FULL(shape=(B, T), value=0, dtype="i64"))),
+    "ids that are only counted": (
+        CAUSAL_MASK(MASK, IDS),
+        CAUSAL_MASK(MASK, FULL(shape=(B, T), value=0, dtype="i64")),
+    ),
 }
 
 

@@ -54,7 +54,9 @@ def test_the_three_forms_of_a_latent_projection() -> None:
     assert [part.shape for part in parts] == [(2, 2, 3, 4), (2, 1, 7, 4), (2, 2, 7, 4)]
     data = np.arange(16 * 7, dtype=np.float32).reshape(16, 7)
     to_latent = evaluate(parts[0], {"w": data})
-    np.testing.assert_array_equal(to_latent[1, 0, :, 2], data[8:11, 2])  # head 1, latent 2: its three key rows
+    np.testing.assert_array_equal(
+        to_latent[1, 0, :, 2], data[8:11, 2]
+    )  # head 1, latent 2: its three key rows
 
 
 @pytest.mark.parametrize("latent", [True, False])

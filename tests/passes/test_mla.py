@@ -7,8 +7,20 @@ from typing import Any
 
 import pytest
 from layers import (
-    EDGES, HEADS, HIDDEN, LATENT, MASK, NOPE, ROPE, VALUE, assert_same, count, feeds_of, grouped_attention,
-    latent_attention, weights_of,
+    EDGES,
+    HEADS,
+    HIDDEN,
+    LATENT,
+    MASK,
+    NOPE,
+    ROPE,
+    VALUE,
+    assert_same,
+    count,
+    feeds_of,
+    grouped_attention,
+    latent_attention,
+    weights_of,
 )  # fmt: skip
 
 from moec.compiler.interpret import interpret
@@ -22,7 +34,9 @@ from moec.passes.mla import fuse_mla
 X = INPUT(name="x", dtype="f32", shape=(B, T, HIDDEN))
 
 
-def layer(attention: Callable[..., Any] = latent_attention, extra: tuple[Value, ...] = (), **options: Any) -> Graph:
+def layer(
+    attention: Callable[..., Any] = latent_attention, extra: tuple[Value, ...] = (), **options: Any
+) -> Graph:
     out, caches = attention(X, 0, **options)
     pasts = [cache.node.inputs[0] for cache in caches]
     ids = INPUT(name="input_ids", dtype="i64", shape=(B, T))
@@ -98,7 +112,10 @@ COMPUTED = INPUT(name="w", dtype="f32", shape=(HEADS * (NOPE + VALUE), LATENT))
     [
         ({"mask": OTHER_MASK, "extra": (OTHER_MASK,)}, "latent and rotated key are masked differently"),
         ({"causal": SEEN, "extra": (SEEN,)}, "attention is not causal over the cache's own mask"),
-        ({"w_kvb": COMPUTED, "extra": (COMPUTED,)}, "the projection to keys and values has a computed weight"),
+        (
+            {"w_kvb": COMPUTED, "extra": (COMPUTED,)},
+            "the projection to keys and values has a computed weight",
+        ),
     ],
     ids=["mask", "causal", "weight"],
 )

@@ -96,7 +96,9 @@ def test_two_regions_that_would_wait_for_each_other_are_refused() -> None:
     a1, b1 = NEG(X), EXP(Y)
     a2, b2 = ADD(b1, X), MUL(a1, Y)
     graph = Graph((X, Y), (a2, b2))
-    a, b = (Cluster(kind, (X, y, Y), results) for kind, y, results in (("a", b1, (a1, a2)), ("b", a1, (b1, b2))))
+    a, b = (
+        Cluster(kind, (X, y, Y), results) for kind, y, results in (("a", b1, (a1, a2)), ("b", a1, (b1, b2)))
+    )
     after, misses = cut(graph, a, b)
     assert kinds(after) == ["a"]
     assert misses == ["no b kernel: what it gives comes back into it through other nodes"]
@@ -115,8 +117,12 @@ def test_the_first_claim_has_the_node() -> None:
 def test_a_claim_past_its_operands_is_refused() -> None:
     total = ADD(LINEAR(X, W), Y)
     graph = Graph((X, Y), (total,))
-    assert cut(graph, Cluster("k", (X, Y), (total,)))[1] == ["no k kernel: it would reach past its operands to w"]
-    assert cut(graph, Cluster("k", (X, W, X, Y), (total,)))[1] == ["no k kernel: two of its operands are one value"]
+    assert cut(graph, Cluster("k", (X, Y), (total,)))[1] == [
+        "no k kernel: it would reach past its operands to w"
+    ]
+    assert cut(graph, Cluster("k", (X, W, X, Y), (total,)))[1] == [
+        "no k kernel: two of its operands are one value"
+    ]
 
 
 def test_no_claims_leave_all_alone() -> None:

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from layers import (
-    CHOSEN, EXPERTS, HEADS, HIDDEN, LATENT, NOPE, Q_LORA, ROPE, VALUE, WIDTH, count, decoder,
+    CHOSEN,
+    EXPERTS,
+    HEADS,
+    HIDDEN,
+    LATENT,
+    NOPE,
+    Q_LORA,
+    ROPE,
+    VALUE,
+    WIDTH,
+    count,
+    decoder,
 )  # fmt: skip
 
 from moec.compiler.ops.region import REGION
 from moec.compiler.pipeline import run
+from moec.compiler.text import show
 from moec.passes.layout import HeadPanels, Panels
 from moec.targets.base import Kernel
 from moec.targets.cpu.lower import DIMS, REALS, SIZES, kernel_of, layout_of
@@ -64,6 +78,10 @@ def test_weights_lie_in_the_schedules_lanes() -> None:
     assert layouts["grouped_combine"] == {3: Panels(16, HIDDEN)}
     assert layouts["latent_attention"] == {6: HeadPanels(16, HEADS, NOPE, VALUE)}
     assert not layouts["rms_norm"]
+
+
+def test_what_a_model_becomes(golden: Callable[[str], None]) -> None:
+    golden(show(MODELS[True]))
 
 
 def test_a_decode_layer_is_fifteen_regions() -> None:

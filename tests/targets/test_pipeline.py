@@ -1,4 +1,4 @@
-"""The CPU target's passes on traced models of every family: same numbers, and nothing but kernels in a layer."""
+"""The CPU target's passes on traced models of every family: same numbers, nothing but kernels in a layer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ ONCE = {"take": 1, "positions": 1, "cast": 1, "mul": 1, "cos": 1, "sin": 1}
 
 
 @pytest.fixture(scope="module", params=models.FAMILIES)
-def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Traced, Graph]:
+def compiled(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Traced, Graph]:
     folder: Path = tmp_path_factory.mktemp(request.param)
     models.save(folder, request.param)
     traced = trace(resolve(str(folder)))
@@ -63,9 +65,17 @@ KERNELS: dict[str, dict[str, Any]] = {
     "deepseek_v2": _DEEPSEEK,
     "deepseek_v3": _DEEPSEEK,
     "qwen3_moe": {
-        "append": 4, "attention": 2, "linear": 9, "linear_add": 2, "rms_norm": 9, "rotary": 4,
-        "top_k_gate": 2, "permute": 2, "grouped_swiglu": 2, "grouped_combine": 2,
-    },  # fmt: skip
+        "append": 4,
+        "attention": 2,
+        "linear": 9,
+        "linear_add": 2,
+        "rms_norm": 9,
+        "rotary": 4,
+        "top_k_gate": 2,
+        "permute": 2,
+        "grouped_swiglu": 2,
+        "grouped_combine": 2,
+    },
 }
 # One reshape for the positions; a layer of experts goes to rows of tokens twice and back once; grouped-query
 # attention also goes to heads three times, and back.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -63,6 +64,15 @@ class Simulated:
 
     def _seconds(self, schedule: Schedule) -> list[float]:
         return [self.cost(schedule) * self.dice.lognormvariate(0, self.noise) for _ in range(9)]
+
+
+@contextmanager
+def monotonic_steps(seconds: float) -> Iterator[None]:
+    """Every look at the clock takes so long."""
+    clock = itertools.count()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("moec.tuning.search.time.monotonic", lambda: seconds * next(clock))
+        yield
 
 
 @pytest.fixture
@@ -170,22 +180,31 @@ def test_zero_budget_reads_the_log_only(log: Log) -> None:
     assert (judge.tried, log.records) == ([], [])
 
 
-def test_seconds_go_by_weight(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = itertools.count()
-    monkeypatch.setattr("moec.tuning.search.time.monotonic", lambda: float(next(clock)))
+def test_seconds_go_by_weight(log: Log) -> None:
     judge = Simulated()
     space = replace(SPACE, rules=())
-    tune(
-        {OTHER: space, KERNEL: space},
-        judge,
-        Budget.parse("60s"),
-        log,
-        HERE,
-        weights={KERNEL: 4.0, OTHER: 1.0},
-    )
+    with monotonic_steps(1):
+        tune({OTHER: space, KERNEL: space}, judge, Budget.parse("60s"), log, HERE, weights={KERNEL: 4.0})
     counts = [sum(kernel == each for kernel, _ in judge.tried) for each in (KERNEL, OTHER)]
     assert judge.tried[0][0] == KERNEL
     assert 2 * counts[1] < counts[0] < 8 * counts[1]
+
+
+def test_seconds_that_would_be_scattered_go_to_what_matters(log: Log) -> None:
+    judge = Simulated()
+    light = [Kernel("linear", (("k", size), ("n", 8))) for size in range(1, 9)]
+    spaces = {KERNEL: SPACE, **dict.fromkeys(light, SPACE)}
+    with monotonic_steps(0.5):
+        tune(spaces, judge, Budget.parse("12s"), log, HERE, weights={KERNEL: 8.0})
+    assert {kernel for kernel, _ in judge.tried} == {KERNEL}
+    assert tune(spaces, judge, Budget.parse("12s"), log, HERE).trials == 0
+
+
+def test_a_kernel_without_a_choice_is_not_measured(log: Log) -> None:
+    judge = Simulated()
+    spaces = {KERNEL: Space({}, {}), OTHER: Space({"tile": (1,)}, {"tile": 1})}
+    tune(spaces, judge, Budget.parse("9t"), log, HERE)
+    assert judge.tried == []
 
 
 def test_progress_tells_the_best_so_far(log: Log) -> None:

@@ -19,7 +19,7 @@ from ...base import Kernel, Schedule
 from ..isa import Isa
 from . import rotary
 from .exponential import exp
-from .matmul import FAR, divisor, tile
+from .matmul import FAR, LINE, divisor, tile
 
 # Products come for as many rows at a time.
 HEIGHTS = (1, 2, 4)
@@ -30,19 +30,37 @@ BOTTOM = -3.0e38
 PARTS = 64
 
 
-def score(symbol: str, widths: tuple[int, int], strides: tuple[int, int], lanes: int, rows: int, unroll: int) -> Any:
-    """A function (first, second, q, s, keys): scores of each key with each row of a panel.
+def prefetch(element: Any) -> Any:
+    """Ask for a buffer's element into the second-level cache; harmless beyond the buffer's end."""
+    read, second_level, data = T.int32(0), T.int32(2), T.int32(1)
+    return T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(element), read, second_level, data)
+
+
+def score(
+    symbol: str,
+    widths: tuple[int, int],
+    strides: tuple[int, int],
+    lanes: int,
+    rows: int,
+    unroll: int,
+    ahead: int = 0,
+) -> Any:
+    """A function (first, second, next, q, s, keys): scores of each key with each row of a panel.
 
     first, second: float32, `keys` rows of `widths` elements, `strides` apart (second is not read if its width is 0);
     q: float32[sum(widths), lanes]; s: float32[keys rounded up to `rows`, lanes]. What s holds beyond keys is noise.
+    On the way, about `ahead` elements for each key are asked into the second-level cache, from `next` on.
     """
     (one, two), (one_step, two_step) = widths, strides
     one_unroll, two_unroll = divisor(one, unroll), divisor(two, unroll) if two else 1
+    of_tile = rows * ahead // LINE
+    of_step = -(-of_tile * one_unroll // one)
 
     @T.prim_func(s_tir=True)
     def nest(
         first: T.handle("float32"),
         second: T.handle("float32"),
+        next: T.handle("float32"),
         q: T.handle("float32"),
         s: T.handle("float32"),
         keys: T.int32,
@@ -50,6 +68,7 @@ def score(symbol: str, widths: tuple[int, int], strides: tuple[int, int], lanes:
         T.func_attr({"global_symbol": symbol, "tirx.noalias": True})
         FIRST = T.decl_buffer((keys * one_step,), "float32", data=first, align=4)
         SECOND = T.decl_buffer((keys * two_step + 1,), "float32", data=second, align=4)
+        NEXT = T.decl_buffer((T.int64(FAR),), "float32", data=next, align=4)
         Q = T.decl_buffer((one + two, lanes), "float32", data=q, align=4)
         S = T.decl_buffer((keys + rows, lanes), "float32", data=s, align=4)
         for tile in T.serial((keys + rows - 1) // rows):
@@ -58,6 +77,8 @@ def score(symbol: str, widths: tuple[int, int], strides: tuple[int, int], lanes:
                 for j in T.vectorized(lanes):
                     sums[r, j] = T.float32(0)
             for step in T.serial(one // one_unroll):
+                for line in T.unroll(of_step):
+                    T.evaluate(prefetch(NEXT[(tile * of_tile + step * of_step + line) * LINE]))
                 for u in T.unroll(one_unroll):
                     for r in T.unroll(rows):
                         for j in T.vectorized(lanes):
@@ -130,17 +151,20 @@ def soften(symbol: str, lanes: int) -> Any:
 
 
 def weigh(symbol: str, size: int, stride: int, lanes: int, rows: int, width: int) -> Any:
-    """A function (s, values, acc, carry, keys, tiles): acc = acc * carry + s^T values, for tiles * rows of the lanes.
+    """A function (s, values, next, acc, carry, keys, tiles): acc = acc * carry + s^T values, for tiles * rows lanes.
 
     s: float32[keys, lanes]; values: float32, `keys` rows of `size` elements, `stride` apart; acc: float32[lanes, size];
-    carry: float32[lanes].
+    carry: float32[lanes]. On the way, about keys * size elements from `next` on are asked into the second-level cache:
+    this is all arithmetic, so memory has time to bring what is scored after.
     """
     width = divisor(size, width)
+    lines = max(width // LINE, 1)
 
     @T.prim_func(s_tir=True)
     def nest(
         s: T.handle("float32"),
         values: T.handle("float32"),
+        next: T.handle("float32"),
         acc: T.handle("float32"),
         carry: T.handle("float32"),
         keys: T.int32,
@@ -149,6 +173,7 @@ def weigh(symbol: str, size: int, stride: int, lanes: int, rows: int, width: int
         T.func_attr({"global_symbol": symbol, "tirx.noalias": True})
         S = T.decl_buffer((keys, lanes), "float32", data=s, align=4)
         VALUES = T.decl_buffer((keys * stride,), "float32", data=values, align=4)
+        NEXT = T.decl_buffer((T.int64(FAR),), "float32", data=next, align=4)
         ACC = T.decl_buffer((lanes, size), "float32", data=acc, align=4)
         CARRY = T.decl_buffer((lanes,), "float32", data=carry, align=4)
         for chunk, tile in T.grid(size // width, tiles):
@@ -157,6 +182,8 @@ def weigh(symbol: str, size: int, stride: int, lanes: int, rows: int, width: int
                 for j in T.vectorized(width):
                     sums[r, j] = ACC[tile * rows + r, chunk * width + j] * CARRY[tile * rows + r]
             for k in T.serial(keys):
+                for line in T.unroll(lines):
+                    T.evaluate(prefetch(NEXT[(((chunk * tiles + tile) * keys + k) // tiles * lines + line) * LINE]))
                 for r in T.unroll(rows):
                     for j in T.vectorized(width):
                         sums[r, j] = sums[r, j] + S[k, tile * rows + r] * VALUES[k * stride + chunk * width + j]
@@ -216,14 +243,20 @@ def merge(symbol: str, size: int, lanes: int) -> Any:
 
 
 def panel(
-    name: str, widths: tuple[int, int], value: int, strides: tuple[int, int, int], lanes: int, schedule: Schedule
+    name: str,
+    widths: tuple[int, int],
+    value: int,
+    strides: tuple[int, int, int],
+    lanes: int,
+    schedule: Schedule,
+    ahead: int = 0,
 ) -> list[Any]:
     """The three functions of one width of panel; strides: of both parts of a key and of a value."""
     keys, unroll, rows, width = (int(schedule[knob]) for knob in ("keys", "unroll", "tile", "width"))
     return [
-        score(f"{name}_score", widths, strides[:2], lanes, keys, unroll),
+        score(f"{name}_score", widths, strides[:2], lanes, keys, unroll, ahead),
         soften(f"{name}_soften", lanes),
-        weigh(f"{name}_weigh", value, strides[2], lanes, rows, width),
+        weigh(f"{name}_weigh", value, strides[2], lanes, min(rows, lanes), width),
     ]
 
 
@@ -232,8 +265,8 @@ def grouped(kernel: Kernel, schedule: Schedule, isa: Isa, prefix: str) -> Sequen
     key, value = kernel["dk"], kernel["dv"]
     sizes = (key, 0), value, (key, 0, value)
     return [
-        *panel(f"{prefix}_few", *sizes, int(schedule["few"]), schedule),
-        *panel(f"{prefix}_many", *sizes, int(schedule["many"]), schedule),
+        *panel(f"{prefix}_few", *sizes, int(schedule["few"]), schedule, ahead=value),
+        *panel(f"{prefix}_many", *sizes, int(schedule["many"]), schedule, ahead=value),
         merge(f"{prefix}_merge", value, isa.lanes),
     ]
 
@@ -260,7 +293,7 @@ def latent(kernel: Kernel, schedule: Schedule, isa: Isa, prefix: str) -> Sequenc
 
 def products(name: str, k: int, nr: int, isa: Isa) -> list[Any]:
     """The matmul tile for each of HEIGHTS."""
-    return [tile(f"{name}{rows}", rows, k, nr, isa.lanes, unroll=2) for rows in HEIGHTS]
+    return [tile(f"{name}{rows}", rows, k, nr, isa.lanes, unroll=2, ahead=0) for rows in HEIGHTS]
 
 
 def padded(size: int, to: int) -> int:

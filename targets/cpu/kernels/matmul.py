@@ -1,7 +1,7 @@
 """The matmul tile: a few rows of x against panels of a packed weight, sums kept in registers.
 
-Every linear layer, expert, absorbed projection and attention score runs on this one nest. Rows are found through
-element offsets, so a gather by expert or a cache with holes costs nothing.
+Every linear layer, expert and absorbed projection runs on this one nest. Rows are found through element offsets,
+so a gather by expert costs nothing.
 """
 
 from __future__ import annotations
@@ -35,13 +35,22 @@ def prefetch(element: Any) -> Any:
 
 
 def tile(
-    symbol: str, rows: int, k: int, nr: int, lanes: int, unroll: int = 1, ahead: int = 0, finish: str = "store"
+    symbol: str,
+    rows: int,
+    k: int,
+    nr: int,
+    lanes: int,
+    unroll: int = 1,
+    ahead: int = 0,
+    finish: str = "store",
 ) -> Any:
-    """A function (x, xat, w, y, yat, extra, panels): y[yat[i] + p*width + j] = finish(sum_k x[xat[i]+k] * w[p,k,j]).
+    """A function (x, xat, w, y, yat, extra, panels).
 
-    x, w, y: float32; xat, yat: int64[rows] element offsets; w: [panels, k, nr], asked for `ahead` steps of k early.
-    finish: store, add (plus extra, float32 at y's offsets), accumulate (plus y itself, the sum times extra[i],
-    float32[rows]), all of width nr, or swiglu (silu of the panel's first half times its second, width nr/2).
+        y[yat[i] + p * width + j] = finish(sum_k x[xat[i] + k] * w[p, k, j])
+
+    x, y: float32; xat, yat: int64[rows], offsets in elements; w: float32[panels, k, nr], asked for `ahead` steps
+    of k early; width: nr. finish: store; add (plus extra, float32 at y's offsets); accumulate (times extra[i],
+    float32[rows], plus y itself); or swiglu (silu of the panel's first half times its second; width: nr / 2).
     """
     vectors, lines = nr // lanes, max(nr // LINE, 1) if ahead else 0
     # Few rows would wait on their own adds, so several sums take turns over k.
@@ -123,7 +132,7 @@ FINISH = {
 def tiles(kernel: Kernel, schedule: Schedule, isa: Isa, prefix: str) -> Sequence[Any]:
     """Tiles of 1, 2, .. mr rows: whatever rows there are split into nearly equal heights.
 
-    Only tall tiles ask for weights early. Low ones run so far ahead of memory on their own that it costs them.
+    Only tall tiles ask for weights early: low ones run far enough ahead of memory on their own.
     """
     nr, mr, unroll, ahead = (int(schedule[knob]) for knob in ("nr", "mr", "unroll", "ahead"))
     k, finish = kernel["k"], FINISH[kernel.kind]

@@ -52,11 +52,12 @@ struct Latent {
   int64_t row(int64_t b, int64_t t, int64_t n) const { return (b * tokens + t) * heads + n; }
 };
 
-// Multiplications a head needs; both are halved alike by causality.
+// By the multiplications a head needs; both ways reach nearly the same share of the peak.
 bool absorbed_is_cheaper(const Latent& a) {
+  const int64_t seen = a.tokens * (a.keys - a.tokens) + a.tokens * (a.tokens + 1) / 2;  // keys, over all tokens
   const int64_t project = a.latent * (a.nope + a.value);
-  const int64_t absorbed = a.tokens * (a.keys * (2 * a.latent + a.rope) + project);
-  const int64_t materialised = a.tokens * a.keys * (a.nope + a.rope + a.value) + a.keys * project;
+  const int64_t absorbed = seen * (2 * a.latent + a.rope) + a.tokens * project;
+  const int64_t materialised = seen * (a.nope + a.rope + a.value) + a.keys * project;
   return absorbed <= materialised;
 }
 
@@ -110,7 +111,8 @@ void absorbed(Latent& a, float* out) {
   prepare(a, true);
   const bool few = a.heads * a.tokens <= a.knob(FEW);
   const int first = few ? SCORE_FEW : SCORE_MANY;
-  Form form{a.knob(few ? FEW : MANY), a.knob(TILE), a.latent + a.rope, a.latent, a.knob(BLOCK), a.knob(SPAN), 0,
+  const int64_t lanes = a.knob(few ? FEW : MANY);
+  Form form{lanes, std::min(lanes, a.knob(TILE)), a.latent + a.rope, a.latent, a.knob(BLOCK), a.knob(SPAN), 0,
             a.function<Score>(first), a.function<Soften>(first + 1), a.function<Weigh>(first + 2),
             a.function<Merge>(MERGE_LATENT)};
   Job job{a.batch, a.heads * a.tokens, a.heads, 1, a.keys, a.tokens, kGroupRows, a.mask};
@@ -122,9 +124,9 @@ void absorbed(Latent& a, float* out) {
         column = spread(from, a.latent, scale, column, form.lanes);
         spread(from + a.latent_padded, a.rope, scale, column, form.lanes);
       },
-      [&](int64_t b, int64_t start, int64_t, float*) {
+      [&](int64_t b, int64_t start, int64_t count, float*) {
         const float* latents = a.cache + (b * a.room + start) * a.latent;
-        return Block{latents, a.rotary_keys + (b * a.room + start) * a.rope, latents};
+        return Block{latents, a.rotary_keys + (b * a.room + start) * a.rope, latents, latents + count * a.latent};
       },
       [&](int64_t b, int64_t row) { return a.mixed + (a.row(b, 0, 0) + row) * a.latent; });
   if (!a.call.status()) project_values(a, out);
@@ -136,7 +138,7 @@ void materialised(Latent& a, float* out) {
   if (!a.rows) return;
   prepare(a, false);
   const int64_t block = a.knob(BLOCK), expanded = block * (a.nope_padded + a.value_padded);
-  Form form{a.knob(MANY), a.knob(TILE), a.width(), a.value, block, a.knob(SPAN), expanded, a.function<Score>(SCORE_KEYS),
+  Form form{a.knob(MANY), std::min(a.knob(MANY), a.knob(TILE)), a.width(), a.value, block, a.knob(SPAN), expanded, a.function<Score>(SCORE_KEYS),
             a.function<Soften>(SOFTEN_MANY), a.function<Weigh>(WEIGH_KEYS), a.function<Merge>(MERGE_VALUE)};
   Job job{a.batch * a.heads, a.tokens, 1, a.heads, a.keys, a.tokens, a.tokens, a.mask};
   const float scale = a.call.row.reals[0];
@@ -156,7 +158,7 @@ void materialised(Latent& a, float* out) {
                  count, a.nope_padded / a.nr);
         multiply(project, latents, a.latent, a.call.in(W_UV).as<float>() + n * a.value_padded * a.latent, values,
                  a.value_padded, count, a.value_padded / a.nr);
-        return Block{keys, a.rotary_keys + at * a.rope, values};
+        return Block{keys, a.rotary_keys + at * a.rope, values, latents + count * a.latent};
       },
       [&](int64_t set, int64_t t) { return out + a.row(set / a.heads, t, set % a.heads) * a.value; });
 }
@@ -186,7 +188,8 @@ void attention(Call& call) {
   if (!out) return;
   const bool few = share * tokens <= knobs[G_FEW];
   void* const* functions = call.row.functions + (few ? 0 : 3);
-  Form form{knobs[few ? G_FEW : G_MANY], knobs[G_TILE], key, value, knobs[G_BLOCK], knobs[G_SPAN], 0,
+  const int64_t lanes = knobs[few ? G_FEW : G_MANY];
+  Form form{lanes, std::min(lanes, knobs[G_TILE]), key, value, knobs[G_BLOCK], knobs[G_SPAN], 0,
             reinterpret_cast<Score>(functions[0]), reinterpret_cast<Soften>(functions[1]),
             reinterpret_cast<Weigh>(functions[2]), reinterpret_cast<Merge>(call.row.functions[6])};
   Job job{batch * groups, share * tokens, share, groups, seen, tokens, kGroupRows, mask.as<int64_t>()};
@@ -198,9 +201,10 @@ void attention(Call& call) {
       [&](int64_t set, int64_t row, float* column) {
         spread(q.as<float>() + place(set, row) * key, key, scale, column, form.lanes);
       },
-      [&](int64_t set, int64_t start, int64_t, float*) {
+      [&](int64_t set, int64_t start, int64_t count, float*) {
         const int64_t at = set * room + start;
-        return Block{keys.as<float>() + at * key, nullptr, values.as<float>() + at * value};
+        const float* from = keys.as<float>() + at * key;
+        return Block{from, nullptr, values.as<float>() + at * value, from + count * key};
       },
       [&](int64_t set, int64_t row) { return out + place(set, row) * value; });
 }

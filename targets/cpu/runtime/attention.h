@@ -9,10 +9,12 @@
 namespace moec {
 
 // The generated functions; kernels/attention.py and kernels/matmul.py say what they do.
-using Score = void (*)(const float* first, const float* second, const float* q, float* s, int32_t keys);
+using Score = void (*)(const float* first, const float* second, const float* next, const float* q, float* s,
+                       int32_t keys);
 using Soften = void (*)(float* s, const int32_t* at, const int32_t* limit, float* most, float* total, float* carry,
                         int32_t keys);
-using Weigh = void (*)(const float* s, const float* values, float* acc, const float* carry, int32_t keys, int32_t tiles);
+using Weigh = void (*)(const float* s, const float* values, const float* next, float* acc, const float* carry,
+                       int32_t keys, int32_t tiles);
 using Merge = void (*)(const float* acc, const float* most, const float* total, float* y, int64_t step, int32_t parts);
 using Multiply = void (*)(const float* x, const int64_t* xat, const float* w, float* y, const int64_t* yat,
                           const float* extra, int32_t panels);
@@ -46,8 +48,9 @@ struct Job {
   const int64_t* mask;      // [batch, keys], 0 where no key is
 };
 
+// Keys and values of one block, and where the keys of the next lie.
 struct Block {
-  const float *first, *second, *values;
+  const float *first, *second, *values, *next;
 };
 
 // Copies a query into its lane of a panel; returns where its next part goes.
@@ -170,8 +173,12 @@ struct Task {
     for (int64_t k = start; k < end; k += form.block) {
       const int64_t seen = std::min(form.block, end - k);
       for (int64_t i = 0; i < seen; ++i) at[i] = mask[k + i] ? int32_t(k + i) : INT32_MAX;
-      const Block block = keys(set, k, seen, room);
-      for (int64_t panel = 0; panel < count; ++panel) step(block, panel, k, seen, sums);
+      Block block = keys(set, k, seen, room);
+      if (k + form.block >= end) block.next = block.values;
+      for (int64_t panel = 0; panel < count; ++panel) {
+        step(block, panel, k, seen, sums);
+        block.next = block.values;
+      }
     }
   }
 
@@ -179,9 +186,9 @@ struct Task {
     const int64_t lanes = form.lanes, row = panel * lanes, used = rows(panel);
     seen = std::min<int64_t>(seen, limit[row + used - 1] - k);
     if (seen <= 0) return;
-    form.score(block.first, block.second, q + row * form.width, s, int32_t(seen));
+    form.score(block.first, block.second, block.values, q + row * form.width, s, int32_t(seen));
     form.soften(s, at, limit + row, sums.most + row, sums.total + row, carry, int32_t(seen));
-    form.weigh(s, block.values, sums.acc + row * form.value, carry, int32_t(seen),
+    form.weigh(s, block.values, block.next, sums.acc + row * form.value, carry, int32_t(seen),
                int32_t((used + form.tile - 1) / form.tile));
   }
 };

@@ -1,0 +1,41 @@
+"""Models of one layer, for what only one layer shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import DeepseekV3Config
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
+
+HIDDEN, WIDTH, CHOSEN = 1024, 1408, 6
+
+
+def moe(experts: int) -> tuple[Any, tuple[Any, ...]]:
+    """One MoE feed-forward of DeepSeek-V3, six experts chosen of `experts`, and two tokens for it."""
+    config = DeepseekV3Config(
+        hidden_size=HIDDEN,
+        moe_intermediate_size=WIDTH,
+        n_routed_experts=experts,
+        num_experts_per_tok=CHOSEN,
+        n_shared_experts=1,
+        n_group=1,
+        topk_group=1,
+    )
+    config._experts_implementation = "grouped_mm"
+    torch.manual_seed(0)
+    layer = DeepseekV3MoE(config).eval()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(torch.randn_like(parameter) * parameter.shape[-1] ** -0.5)
+    return layer, (torch.randn(2, 3, HIDDEN),)
+
+
+def moe_8() -> tuple[Any, tuple[Any, ...]]:
+    """Of 8 experts."""
+    return moe(8)
+
+
+def moe_64() -> tuple[Any, tuple[Any, ...]]:
+    """Of 64 experts."""
+    return moe(64)

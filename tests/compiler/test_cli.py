@@ -1,0 +1,257 @@
+"""The command line: one model all the way through, and everything a user can get wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from safetensors.numpy import load_file, save_file
+
+from moec.compiler import load
+from moec.compiler.cli import main
+
+from .. import models
+
+FAMILY = "deepseek_v3"
+
+
+def moec(*arguments: Any) -> Result:
+    """The command's result; a traceback is the test's failure."""
+    result = CliRunner().invoke(main, [str(each) for each in arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def printed(*arguments: Any) -> Any:
+    """What a command that ends well prints as JSON."""
+    result = moec(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder in two shards."""
+    folder = tmp_path_factory.mktemp("hub") / FAMILY
+    models.save(folder, FAMILY, shard="200KB")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def compiled(hub: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """An artifact, and what compiling it printed."""
+    out = tmp_path_factory.mktemp("out") / "artifact"
+    log = out.parent / "log.jsonl"
+    return out, printed("compile", hub, "-o", out, "--log", log, "--threads", 1)
+
+
+def test_compile_says_what_it_did(compiled: tuple[Path, Any]) -> None:
+    out, report = compiled
+    assert {path.name for path in out.iterdir()} == {*report["files"], "manifest.json", "report.html"}
+    assert report["proof"]["max_error"] < 1e-4
+    assert report["proof"]["tokens_equal"] == report["proof"]["tokens"] > 0
+    assert report["cache"] == {"bytes_per_token": 176, "unfused_bytes_per_token": 960}
+    assert {kernel["why"] for kernel in report["kernels"]} == {"default"}
+    assert any(each["name"] == "fuse_mla" and each["fired"] == 2 for each in report["passes"])
+
+
+def test_run_gives_the_tokens_of_transformers(compiled: tuple[Path, Any]) -> None:
+    prompt = models.tokens(1, 5)
+    wanted = models.build(FAMILY).generate(
+        prompt, max_new_tokens=64, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+    tokens = ",".join(map(str, prompt[0].tolist()))
+    assert printed("run", compiled[0], "--tokens", tokens, "--max-new", 64) == {"tokens": wanted[0].tolist()}
+
+
+def test_padded_prompts_of_a_batch_are_as_alone(compiled: tuple[Path, Any]) -> None:
+    loaded = load(compiled[0], threads=1)
+    ids, mask = models.tokens(2, 7).numpy(), np.ones((2, 7), np.int64)
+    mask[0, :3] = 0
+    together = loaded.generate(ids, 12, mask)
+    np.testing.assert_array_equal(together[0, 3:], loaded.generate(ids[:1, 3:], 12)[0])
+    np.testing.assert_array_equal(together[1], loaded.generate(ids[1:], 12)[0])
+
+
+def test_without_the_library_the_functions_give_the_same(compiled: tuple[Path, Any]) -> None:
+    ids = models.tokens(2, 6).numpy()
+    with torch.no_grad():
+        wanted = models.build(FAMILY)(torch.from_numpy(ids)).logits.numpy()
+    for kernels in (True, False):
+        got = load(compiled[0], threads=1, kernels=kernels).logits(ids)
+        assert np.abs(got - wanted).max() < 1e-4 * np.abs(wanted).max()
+
+
+def test_bench_counts_bytes(compiled: tuple[Path, Any]) -> None:
+    found = printed("bench", compiled[0], "--prompt", 5, "--max-new", 3, "--threads", 1)
+    assert found["decode_tokens_per_second"] > 0
+    assert found["cache_bytes_per_token"] == 176
+    assert found["weights_per_token"] > found["active_bytes_per_token"] / 2
+
+
+def test_explain_of_the_artifact_and_of_the_model_agree(
+    compiled: tuple[Path, Any], hub: Path, tmp_path: Path
+) -> None:
+    log = ("--log", tmp_path / "log.jsonl", "--threads", 1)
+    of_artifact = printed("explain", compiled[0])
+    of_model = printed("explain", hub, *log)
+    of_config = printed("explain", "--config", hub, *log)
+    for found in (of_model, of_config):
+        assert found["kernels"] == of_artifact["kernels"]
+        assert found["cache"] == of_artifact["cache"]
+
+
+def test_tables_are_for_people(compiled: tuple[Path, Any]) -> None:
+    shown = moec("explain", compiled[0]).stdout
+    assert "fuse_mla" in shown
+    assert "greedy tokens equal" in " ".join(shown.split())
+
+
+def test_devices_and_an_empty_log(tmp_path: Path) -> None:
+    assert printed("devices")[0]["target"] == "cpu"
+    assert printed("log", "show", "--log", tmp_path / "none.jsonl") == []
+
+
+def test_help_has_examples() -> None:
+    shown = moec("--help").stdout
+    assert "moec compile ./DeepSeek-V2-Lite -o lite --budget 2m" in shown
+
+
+def test_the_module_is_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "moec.compiler", "--version"], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert "moec" in done.stdout or "version" in done.stdout
+
+
+# what a user can get wrong: one sentence on stderr, exit code 2, and nothing written
+
+
+@pytest.fixture
+def broken(hub: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(hub, tmp_path / "broken"))
+
+
+def refused(*arguments: Any) -> str:
+    """The sentence with which a command refuses."""
+    result = moec(*arguments)
+    assert result.exit_code == 2, result.output
+    assert not result.stdout
+    return " ".join(result.stderr.split())
+
+
+def shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
+def edit_config(**changes: Any) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+    return edit
+
+
+def truncate(folder: Path) -> None:
+    data = shards(folder)[0].read_bytes()
+    shards(folder)[0].write_bytes(data[: len(data) // 2])
+
+
+def misshape(folder: Path) -> None:
+    tensors = load_file(shards(folder)[0])
+    name = next(name for name, tensor in tensors.items() if tensor.ndim == 2)
+    save_file({**tensors, name: np.ascontiguousarray(tensors[name][:-1])}, shards(folder)[0])
+
+
+WRONG: list[tuple[str, Callable[[Path], Any], str]] = [
+    ("a missing shard", lambda folder: shards(folder)[0].unlink(), "missing model-00001"),
+    ("a truncated shard", truncate, "truncated"),
+    ("a wrong shape", misshape, "the weights do not fit the config"),
+    ("no config", lambda folder: (folder / "config.json").unlink(), "no config.json"),
+    ("a torn config", lambda folder: (folder / "config.json").write_text("{"), "not JSON"),
+    ("an unknown family", edit_config(model_type="gpt2"), "unknown architecture 'gpt2'"),
+    (
+        "no experts",
+        edit_config(n_routed_experts=None, num_experts=None, num_local_experts=None),
+        "no routed experts",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"), [case[1:] for case in WRONG], ids=[case[0] for case in WRONG]
+)
+def test_a_broken_model_is_refused(
+    broken: Path, tmp_path: Path, change: Callable[[Path], Any], sentence: str
+) -> None:
+    change(broken)
+    assert sentence in refused("compile", broken, "-o", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["broken"]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--target", "toaster"], "there is no target 'toaster'; there is cpu"),
+        (["--isa", "z80"], "no instruction set is called 'z80'"),
+        (["--budget", "soon"], "budget 'soon' is not understood"),
+        (["--config", "x"], "either MODEL or --config, not both"),
+    ],
+)
+def test_a_wrong_option_is_refused(hub: Path, tmp_path: Path, options: list[str], sentence: str) -> None:
+    assert sentence in refused("compile", hub, "-o", tmp_path / "out", *options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_in_use_is_refused(hub: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("dear to me")
+    assert "is not empty" in refused("compile", hub, "-o", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_machine_without_a_compiler_is_told_what_to_get(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "not on PATH" in refused("compile", hub, "-o", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_config_alone_has_no_weights_to_compile(hub: Path, tmp_path: Path) -> None:
+    assert "--random-weights" in refused("compile", "--config", hub, "-o", tmp_path / "out")
+
+
+@pytest.mark.parametrize("model", ["nowhere", "no_such_package.module:function", "json:dumps"])
+def test_a_model_that_is_not_there_is_refused(model: str, tmp_path: Path) -> None:
+    assert "moec: " in refused("compile", model, "-o", tmp_path / "out")
+
+
+def test_a_broken_artifact_is_refused(compiled: tuple[Path, Any], tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(compiled[0], tmp_path / "copy"))
+    data = bytearray((copy / "libmoec_cpu.so").read_bytes())
+    data[-1] ^= 1
+    (copy / "libmoec_cpu.so").write_bytes(data)
+    assert "libmoec_cpu.so was altered" in refused("run", copy, "--tokens", "1")
+    assert "libmoec_cpu.so was altered" in refused("bench", copy)
+
+
+def test_tokens_must_be_numbers_of_the_vocabulary(compiled: tuple[Path, Any]) -> None:
+    assert "not a list of token ids" in refused("run", compiled[0], "--tokens", "a,b")
+    assert "vocabulary" in refused("run", compiled[0], "--tokens", f"1,{models.VOCAB}")
+
+
+def test_a_log_that_is_none_is_refused_and_a_torn_line_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("not a log\nat all\n")
+    assert "is not a tuning log" in refused("log", "show", "--log", path)

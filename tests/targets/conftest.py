@@ -1,0 +1,35 @@
+"""What kernel tests share: which instruction sets run here, and kernels built once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+
+from moec.targets.base import Kernel
+from moec.targets.cpu import isa
+from moec.targets.cpu.device import Bench, Device
+from moec.targets.cpu.space import space
+
+HERE = [level for level in isa.ISAS if isa.supports(level)]
+Build = Callable[..., Bench]
+
+
+@pytest.fixture(params=HERE, ids=str)
+def level(request: pytest.FixtureRequest) -> isa.Isa:
+    """Each instruction set this machine runs."""
+    level: isa.Isa = request.param
+    return level
+
+
+@cache
+def built(kernel: Kernel, level: isa.Isa, threads: int = 2, **knobs: int) -> Bench:
+    """The kernel with its default schedule but for these knobs."""
+    return Device(level.name, threads).bench(kernel, {**space(kernel, level).default, **knobs})
+
+
+@pytest.fixture
+def build() -> Build:
+    """From a kernel, an instruction set, threads and knobs unlike the default: the kernel, built and loaded."""
+    return built
