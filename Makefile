@@ -7,9 +7,6 @@ COMPILERS := $(strip $(foreach name,c++ g++ clang++,$(shell command -v $(name) 2
 # Without a C++ compiler on PATH, the one in a wheel.
 COMMA := ,
 EXTRAS := dev$(if $(COMPILERS),,$(COMMA)toolchain)
-# The same version of PyTorch as everywhere, without the gigabytes for GPUs it has no use for here.
-TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1+cpu/p' pyproject.toml)
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 DEMO := build/demo
 
 .PHONY: demo test bench environment
@@ -26,14 +23,13 @@ test: $(STAMP)
 	$(BIN)/pytest
 
 bench: $(STAMP)
-	$(BIN)/python -m pytest tests/benchmarks -s
+	$(BIN)/python -m pip install --quiet -e '.[bench]'
+	$(BIN)/python -m tests.benchmarks.run
 
 environment: $(STAMP)
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "needs Python 3.11 or later: make PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --retries 1 '$(TORCH)' --extra-index-url $(TORCH_INDEX) \
-	  || echo "no CPU build of PyTorch at hand: taking the index's own"
 	$(BIN)/python -m pip install --quiet -e '.[$(EXTRAS)]'
 	touch $@

@@ -22,7 +22,7 @@ from .manifest import BadArtifact, File, Manifest
 from .onnx_graph import Naming, frontier, to_onnx
 
 MODEL = "model.onnx"
-# The oldest onnxruntime that runs functions where no kernel is registered, and the newest this was tested with.
+# The oldest onnxruntime that runs functions where no kernel is registered, and the newest that was tried.
 ONNXRUNTIME = {"oldest": "1.27", "tested": "1.32"}
 
 Verify = Literal["full", "size"]
@@ -36,8 +36,8 @@ class OutputTaken(ValueError):
 def writing(out: Path, force: bool = False) -> Iterator[Path]:
     """A temporary folder beside `out` that takes its place when the block ends well, and vanishes otherwise.
 
-    With `force` an earlier artifact stays as it is until then. Raises OutputTaken where `out` is not empty and
-    not to be replaced, or, even with `force`, is not an artifact.
+    With `force` an earlier artifact stays as it is until then. Raises OutputTaken where `out` is not empty
+    and not to be replaced, or, even with `force`, is not an artifact.
     """
     out = out.resolve()
     _expect_free(out, force)
@@ -79,9 +79,9 @@ def _swap(folder: Path, out: Path) -> None:
 def store(
     folder: Path, graph: Graph, weights: WeightSource, naming: Naming, progress: Callable[[int, int], None]
 ) -> dict[str, File]:
-    """Write the model and its weights, one slice of a tensor at a time; gives the folder's files, weights hashed once.
+    """Write the model and its weights, one slice of a tensor at a time; gives all files of the folder.
 
-    naming: the op name of each region with a kernel (see onnx_graph). progress: called with bytes written and all.
+    naming: the op name of each region with a kernel (see onnx_graph). progress: told bytes done and all.
     Raises ValueError for a graph that ONNX cannot express.
     """
     values, stored, blobs = frontier(graph), {}, Blobs(folder)
@@ -113,9 +113,9 @@ def verify(folder: Path, how: Verify = "full") -> Manifest:
     found = manifests.read(folder)
     for name, file in found.files.items():
         _expect_inside(folder, name, file)
-    for name in (MODEL, found.target.get("library")):
-        if name and name not in found.files:
-            raise BadArtifact(f"{folder / manifests.NAME} does not list {name!r}; compile the model again")
+    for needed in (MODEL, found.target.get("library")):
+        if needed and needed not in found.files:
+            raise BadArtifact(f"{folder / manifests.NAME} does not list {needed!r}; compile the model again")
     if how == "full":
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             digests = pool.map(lambda name: fingerprint(folder / name), found.files)

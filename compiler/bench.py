@@ -23,8 +23,8 @@ MOST_ROWS = 1 << 16
 class Bench:
     """Medians over the runs. Bandwidth in bytes per second, tokens per second over the whole batch.
 
-    weights_per_token: bytes of weights that kernels read for one decoded token, by their own count (0 where no kernel
-    counts). read_share: the decode's reading of weights over what this machine can read with as many threads.
+    weights_per_token: bytes of weights that kernels read for one decoded token, by their own count (0 where
+    none counts). read_share: the decode's reading of weights over what this machine reads with these threads.
     """
 
     batch: int

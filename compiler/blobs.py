@@ -68,7 +68,7 @@ class Blobs:
 
 def nbytes(value: Value) -> int:
     """Bytes of a value of fixed shape."""
-    return int(value.type.elements) * DTYPES[value.type.dtype].itemsize
+    return int(value.type.elements) * int(DTYPES[value.type.dtype].itemsize)
 
 
 def labels(values: Sequence[Value]) -> Iterator[str]:

@@ -9,18 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import ml_dtypes
 import numpy as np
 
-from .ir import DTYPES
+from .ir import DTYPES, Array
 
-Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
 
 # safetensors' names of the dtypes we read.
@@ -117,7 +116,10 @@ def shards(folder: Path) -> list[Path]:
                 f"{folder}: no *.safetensors in it; to compile its shapes alone use --random-weights SEED"
             )
         return files
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError):
+        raise BadModel(f"{index}: not an index of shards: expected JSON with a weight_map") from None
     missing = [name for name in names if not (folder / name).exists()]
     if missing:
         raise BadModel(f"{folder}: missing {', '.join(missing)}, which {index.name} names; download the rest")
@@ -135,7 +137,8 @@ class Checkpoint:
         self.files = shards(folder)
         self.tensors = {name: stored for file in self.files for name, stored in header(file)}
         config = json.loads((folder / "config.json").read_text())
-        self.block: int = config.get("quantization_config", {}).get("weight_block_size", [128])[0]
+        self.block: int = (config.get("quantization_config") or {}).get("weight_block_size", [128])[0]
+        self.experts = count_experts(self.tensors)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
         """Rows start..stop of a module parameter in f32; f32 on disk is not copied.
@@ -173,19 +176,9 @@ class Checkpoint:
         for suffix, pieces in STACKS.items():
             if name.endswith(suffix):
                 prefix = name.removesuffix(suffix)
-                names = (
-                    tuple(prefix + piece.format(e) for piece in pieces) for e in range(self._count(prefix))
-                )
-                return list(names)
+                numbers = range(self.experts.get(prefix, 0))
+                return [tuple(prefix + piece.format(number) for piece in pieces) for number in numbers]
         raise KeyError(name)
-
-    def _count(self, prefix: str) -> int:
-        numbers = (
-            name.removeprefix(prefix + "experts.").split(".")[0]
-            for name in self.tensors
-            if name.startswith(prefix)
-        )
-        return 1 + max((int(number) for number in numbers if number.isdigit()), default=-1)
 
     def _plain(self, name: str, start: int = 0, stop: int | None = None) -> Array:
         stored = self.tensors[name]
@@ -219,6 +212,17 @@ class Checkpoint:
             yield from self._fits(f"{name}_scale_inv", tuple(-(-size // self.block) for size in shape))
 
 
+def count_experts(names: Iterable[str]) -> dict[str, int]:
+    """How many experts each module has, by what comes before `experts.` in their tensors' names."""
+    counts: dict[str, int] = {}
+    for name in names:
+        prefix, _, rest = name.partition("experts.")
+        number = rest.split(".")[0]
+        if number.isdigit():
+            counts[prefix] = max(counts.get(prefix, 0), int(number) + 1)
+    return counts
+
+
 def unblock(rows: Array, scales: Array, block: int, start: int = 0) -> Array:
     """f32 rows of an fp8 matrix whose blocks [block, block], ragged at the edges, each have a factor.
 
@@ -245,25 +249,26 @@ class RandomWeights:
         """Rows start..stop of axis 0, f32."""
         shape = self.shapes[name]
         begin, end, _ = slice(start, stop).indices(shape[0])
-        mean, deviation = moments(name, shape)
         rows = max(1, self.BLOCK // max(1, math.prod(shape[1:])))
         result = np.empty((max(0, end - begin), *shape[1:]), np.float32)
-        for block in range(begin // rows, -(-end // rows)):
-            low, high = max(begin, block * rows), min(end, (block + 1) * rows)
-            drawn = self._block(name, block, (min(rows, shape[0] - block * rows), *shape[1:]))
-            result[low - begin : high - begin] = drawn[low - block * rows : high - block * rows]
-        result *= np.float32(deviation)
-        result += np.float32(mean)
+        for first in range(begin - begin % rows, end, rows):
+            low, high = max(begin, first), min(end, first + rows)
+            drawn = self._block(name, first // rows, (min(rows, shape[0] - first), *shape[1:]))
+            result[low - begin : high - begin] = drawn[low - first : high - first]
         return result
 
     def fingerprint(self) -> str:
         """A hash of the seed and of every name and shape."""
         return hashlib.sha256(repr((self.seed, sorted(self.shapes.items()))).encode()).hexdigest()
 
-    def _block(self, name: str, block: int, shape: Sequence[int]) -> Array:
+    def _block(self, name: str, number: int, shape: Shape) -> Array:
         key = int.from_bytes(hashlib.sha256(f"{self.seed} {name}".encode()).digest()[:16], "little")
-        generator = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, block, 0]))
-        return generator.standard_normal(shape, dtype=np.float32)
+        generator = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, number, 0]))
+        mean, deviation = moments(name, self.shapes[name])
+        drawn: Array = generator.standard_normal(shape, dtype=np.float32)
+        drawn *= np.float32(deviation)
+        drawn += np.float32(mean)
+        return drawn
 
 
 def moments(name: str, shape: Shape) -> tuple[float, float]:

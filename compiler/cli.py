@@ -33,7 +33,7 @@ class Refused(click.ClickException):
 
 
 class Commands(click.Group):
-    """Turns errors about what the user gave into Refused; anything else is a defect and keeps its traceback."""
+    """Turns errors about what the user gave into Refused; others are defects and keep their traceback."""
 
     def invoke(self, context: click.Context) -> Any:
         try:
@@ -43,7 +43,7 @@ class Commands(click.Group):
 
 
 def refusals() -> tuple[type[Exception], ...]:
-    """The errors that the user can do something about. Only modules that are loaded can have raised theirs."""
+    """The errors that the user can do something about; only modules that are loaded can have raised any."""
     homes = {
         "checkpoint": ("BadModel",),
         "convert": ("UnsupportedOp",),
@@ -70,7 +70,7 @@ def say(machine: bool, data: Any, show: Callable[[Any], None]) -> None:
     else:
         from rich.console import Console
 
-        show(Console())
+        show(Console(width=None if sys.stdout.isatty() else 150))
 
 
 def tokens_of(context: click.Context, option: click.Parameter, text: str) -> list[int]:
@@ -130,7 +130,7 @@ def main() -> None:
     default="0",
     show_default=True,
     callback=budget_of,
-    help="How long to tune: 90s, 2m or 1h in all, 40t for trials a kernel, 0 for what the log knows, else defaults.",
+    help="How long to tune: 90s, 2m or 1h in all, 40t for trials a kernel, 0 for what the log knows.",
 )
 @with_log
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")

@@ -58,8 +58,8 @@ def _chosen(node: Node) -> float:
 
 def _row(type: Type) -> int:
     """Bytes of one of a cache's rows [B, h, L, d]."""
-    return int(type.shape[1]) * int(type.shape[3]) * DTYPES[type.dtype].itemsize
+    return int(type.shape[1]) * int(type.shape[3]) * int(DTYPES[type.dtype].itemsize)
 
 
 def _bytes(type: Type) -> int:
-    return math.prod(int(dim) for dim in type.shape) * DTYPES[type.dtype].itemsize
+    return math.prod(int(dim) for dim in type.shape) * int(DTYPES[type.dtype].itemsize)

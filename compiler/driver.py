@@ -81,16 +81,17 @@ def compile_model(
 ) -> Report:
     """Compile a model into the folder `out`, which appears whole or not at all.
 
-    model: a Hugging Face folder or "package.module:function"; or config, a config.json, with random_weights, a seed.
-    isa: what the artifact may use, None for this machine's. budget: how much to tune ("0", "2m", "40t"). log: the
-    tuning log. watch: a folder for the graph after each pass. check: compare numbers before and after each pass.
+    model: a Hugging Face folder or "package.module:function"; or config, a config.json, with random_weights,
+    a seed. isa: what the artifact may use, None for this machine's. budget: how much to tune ("0", "2m",
+    "40t"). log: the tuning log. watch: a folder for the graph after each pass. check: compare numbers around
+    each pass.
     threads: that it will be run with, None for this machine's. prove: compare the artifact with PyTorch.
-    Raises BadModel, UnsupportedOp, OutputTaken, CannotBuild, BadLog or NotProven, each with a sentence for the user.
+    Raises BadModel, UnsupportedOp, OutputTaken, CannotBuild, BadLog or NotProven: sentences for the user.
     """
     clock, machine = Clock(progress), target_of(target, isa)
     threads = threads or len(os.sched_getaffinity(0))
     machine.expect_tools()
-    source = resolve(model, config and Path(config), random_weights)
+    source = resolve(model, Path(config) if config else None, random_weights)
     if source.config and not source.checkpoint and source.seed is None:
         raise BadModel(f"{source.name}: a config alone has no weights to compile; add --random-weights SEED")
     with artifact.writing(Path(out), force) as folder:
@@ -128,12 +129,15 @@ def explain(
     threads: int | None = None,
     progress: Progress = quiet,
 ) -> Report:
-    """What became of an artifact's model, or what would of a model, without its weights. Raises as compile_model."""
+    """What became of an artifact's model, or what would of a model, whose weights are not needed.
+
+    Arguments and errors are those of compile_model.
+    """
     if model and (Path(model) / manifests.NAME).is_file():
         return Report(manifests.read(Path(model)), Path(model))
     clock, machine = Clock(progress), target_of(target, isa)
     threads = threads or len(os.sched_getaffinity(0))
-    front = understand(resolve(model, config and Path(config)), machine, clock, watch, check=False)
+    front = understand(resolve(model, Path(config) if config else None), machine, clock, watch, check=False)
     plan = planned(front, machine, Log(Path(log or default_path())), NOTHING, threads, quiet)
     return Report(describe(front, machine, plan, {}), None, clock.seconds)
 
@@ -166,7 +170,7 @@ def understand(source: Source, machine: Any, clock: Clock, watch: Path | None, c
 
 
 def planned(front: Front, machine: Any, log: Log, budget: Budget, threads: int, progress: Progress) -> Plan:
-    """A schedule for each kernel: searched for as far as the budget goes, else from the log, else the default."""
+    """A schedule for each kernel: searched for while the budget lasts, or from the log, or the default."""
     uses = Counter(front.kernels.values())
     spaces = {kernel: machine.space(kernel) for kernel in uses}
     place = here(machine.capabilities.name, threads, machine.folder)
@@ -187,7 +191,7 @@ def planned(front: Front, machine: Any, log: Log, budget: Budget, threads: int, 
 
 
 def laid_out(front: Front, machine: Any, plan: Plan) -> tuple[Graph, Naming]:
-    """The graph with weights in the order the plan's kernels read them, and the op name of each region in it."""
+    """The graph with weights in the order the plan's kernels read them, and the op name of each region."""
     layouts = {
         node: machine.layout_of(kernel, plan[kernel].schedule) for node, kernel in front.kernels.items()
     }

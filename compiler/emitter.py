@@ -2,7 +2,7 @@
 
     python -m moec.compiler.emitter
 
-Pickles of (target, kernel, schedule) come in, each is answered by an Emitted or by a sentence why there is none.
+Pickles of (target, kernel, schedule) come in; each is answered by an Emitted or a sentence why there is none.
 """
 
 from __future__ import annotations

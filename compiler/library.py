@@ -1,4 +1,4 @@
-"""The kernel library of an artifact: each kernel generated in a worker process, or taken from the cache, then linked.
+"""The kernels of an artifact as object code: each generated in a worker process, or taken from the cache.
 
 Code generators may crash; a process each keeps that away from the compiler, and lets them use all cores.
 """
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -37,19 +37,20 @@ def emit_all(
     local = threading.local()  # each thread drives one process
     generators: list[Generator] = []
 
-    def emit(index: int) -> int:
+    def emit(index: int) -> None:
         if not hasattr(local, "generator"):
             local.generator = Generator(target)
             generators.append(local.generator)
-        made[index] = local.generator.emit(jobs[index])
-        return index
+        made[index] = emitted = local.generator.emit(jobs[index])
+        remember(places[index], emitted)
 
+    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
     try:
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            for done, future in enumerate(as_completed([pool.submit(emit, index) for index in missing]), 1):
-                remember(places[future.result()], made[future.result()])
-                progress(len(jobs) - len(missing) + done, len(jobs))
+        for done, future in enumerate(as_completed([pool.submit(emit, index) for index in missing]), 1):
+            future.result()
+            progress(len(jobs) - len(missing) + done, len(jobs))
     finally:
+        pool.shutdown(wait=False, cancel_futures=True)
         for generator in generators:
             generator.close()
     return [emitted for emitted in made if emitted is not None]
@@ -68,7 +69,8 @@ class Generator:
 
     def emit(self, job: Job) -> Emitted:
         """Raises CannotBuild for whatever goes wrong in the process."""
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         kernel, schedule = job
         try:
             pickle.dump((self._target, kernel, dict(schedule)), self._process.stdin)
@@ -99,7 +101,7 @@ def cached(target: Any, job: Job) -> Path:
         repr(target),
         repr(kernel),
         repr(sorted(schedule.items())),
-        generator(target.folder),
+        generator(target.sources),
         repr(toolchain()),
     )
     name = hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -107,10 +109,10 @@ def cached(target: Any, job: Job) -> Path:
     return base / "moec" / "objects" / name
 
 
-def generator(folder: Path) -> str:
-    """A hash of a target's sources: others may write other code."""
+def generator(sources: Iterable[Path]) -> str:
+    """A hash of the sources that write code: others may write other code."""
     digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*.py")):
+    for file in sorted(sources):
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()
 

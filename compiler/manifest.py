@@ -41,8 +41,8 @@ class Manifest:
     """Everything `load` checks and `explain` shows. All sizes are in bytes.
 
     source: name, family, hash. target: name, isa, features (as the CPU names them), library (file or None).
-    onnxruntime: the oldest release it loads in, the newest it was tested with. cache: bytes_per_token as stored,
-    and unfused_bytes_per_token with all heads' keys and values. proof: see proof.py; None where it was not run.
+    onnxruntime: the oldest release it loads in, the newest tried. cache: bytes_per_token as stored, and
+    unfused_bytes_per_token with all heads' keys and values. proof: see proof.py; None where it was not run.
     """
 
     source: Mapping[str, str]
@@ -92,7 +92,7 @@ def parse(content: Any, path: Path) -> Manifest:
         raise BadArtifact(f"{path} names no schema version, expected {SCHEMA} or lower; compile again")
     if content["schema"] > SCHEMA:
         raise BadArtifact(
-            f"{path} has schema {content['schema']}, this moec reads up to {SCHEMA}: use the moec that wrote it"
+            f"{path} has schema {content['schema']}, this moec reads {SCHEMA}: use the one that wrote it"
         )
     try:
         listed = content["files"].items()

@@ -28,8 +28,9 @@ def prove(folder: Path, source: Source, vocabulary: int | None) -> dict[str, Any
     found = _module(folder, source) if vocabulary is None else _language_model(folder, source, vocabulary)
     if not found["mean_error"] <= LIMIT:
         raise NotProven(
-            f"the artifact of {source.name} is off by {found['mean_error']:.1e} on average from PyTorch, expected at "
-            f"most {LIMIT:.0e}; nothing was written. --check names a pass that moves numbers; --no-prove keeps it"
+            f"the artifact of {source.name} is {found['mean_error']:.1e} off PyTorch on average, at most "
+            f"{LIMIT:.0e} was expected; nothing was written. --check finds a pass that moves numbers; --no-prove "
+            "keeps the artifact"
         )
     return found
 

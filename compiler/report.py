@@ -12,7 +12,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..tuning.log import Log, Record
+from ..tuning.log import Log
+from ..tuning.record import Record
 from .bench import Bench
 from .manifest import Manifest
 
@@ -68,9 +69,7 @@ def outcome(report: Report) -> Table:
     """Sizes, bytes per token, and the comparison with PyTorch."""
     found = report.manifest
     table = Table(show_header=False, box=None, pad_edge=False)
-    latent, whole = (found.cache[name] for name in ("bytes_per_token", "unfused_bytes_per_token"))
-    unfused = f"all heads' keys and values: {size(whole)} ({_times(whole, latent)})"
-    table.add_row("cache", f"{size(latent)} a token; {unfused}")
+    table.add_row("cache", _cache(found.cache["bytes_per_token"], found.cache["unfused_bytes_per_token"]))
     table.add_row("active weights", f"{size(found.active_bytes_per_token)} a token")
     if report.out is not None:
         table.add_row("artifact", f"{report.out}: {size(found.size)} in {len(found.files)} files")
@@ -103,13 +102,13 @@ def speeds(found: Bench) -> Table:
     """Speed of prefill and decode, and the bytes behind them."""
     table = Table(show_header=False, box=None, pad_edge=False)
     per_token, ceiling = size(found.weights_per_token), size(found.read_bandwidth)
-    cached, unfused = found.cache_bytes_per_token, found.unfused_cache_bytes_per_token
+    active = size(found.active_bytes_per_token)
     rows = {
         "prefill": f"{found.prefill_tokens_per_second:.1f} tokens/s ({found.batch} x {found.prompt} tokens)",
         "decode": f"{found.decode_tokens_per_second:.1f} tokens/s ({found.batch} x {found.new} tokens)",
         "threads": str(found.threads),
-        "cache": f"{size(cached)} a token; all heads' keys and values: {size(unfused)} ({_times(unfused, cached)})",
-        "active weights": f"{size(found.active_bytes_per_token)} a token; kernels read {per_token} for each decoded",
+        "cache": _cache(found.cache_bytes_per_token, found.unfused_cache_bytes_per_token),
+        "active weights": f"{active} a token; kernels read {per_token} for each decoded",
         "bandwidth": f"decode reads weights at {found.read_share:.0%} of the {ceiling}/s this machine reads",
     }
     for name, row in rows.items():
@@ -166,8 +165,10 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _times(whole: float, part: float) -> str:
-    return f"{whole / part:.1f}x" if part else "no cache"
+def _cache(stored: int, unfused: int) -> str:
+    if not stored:
+        return "none"
+    return f"{size(stored)} a token; all heads' keys and values: {size(unfused)} ({unfused / stored:.1f}x)"
 
 
 def _spelled(schedule: Mapping[str, int | str]) -> str:

@@ -89,14 +89,14 @@ class Artifact:
     ) -> Array:
         """The prompts i64 [B, T] and what follows, i64 [B, T + new]; greedy unless temperature is above 0.
 
-        attention_mask i64 [B, T]: 0 for padding, which is on the left. A sequence that said eos_token_id goes on
-        with it; generation ends when all have, or after max_new_tokens.
+        attention_mask i64 [B, T]: 0 for padding, which is on the left. A sequence that said eos_token_id goes
+        on with it; generation ends when all have, or after max_new_tokens.
         """
         ids, mask = self._prompt(ids, attention_mask)
         choose = Sampler(temperature, top_k, top_p, seed)
         cache = self.cache(len(ids), ids.shape[1] + max_new_tokens)
         done = np.zeros(len(ids), bool)
-        new, seen = ids, 0
+        new, seen = ids, 0  # tokens to feed next, tokens in the cache
         for _ in range(max_new_tokens):
             token = choose(self._last(new, mask, seen, cache))
             token = np.where(done, eos_token_id or 0, token)
@@ -106,7 +106,7 @@ class Artifact:
             done |= token == eos_token_id
             if done.all():
                 break
-        return ids
+        return np.asarray(ids)
 
     def _last(self, new: Array, mask: Array, seen: int, cache: Cache) -> Array:
         """Logits [B, vocab] of the last of the new tokens, in chunks."""

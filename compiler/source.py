@@ -90,19 +90,22 @@ def family_of(file: Path) -> str:
 
 
 def call(model: str) -> Source:
-    """Import `package.module:function`, call it, and take the module and the example inputs it returns."""
-    path, _, function = model.partition(":")
+    """Import `package.module:function`, call it, and take the module and the example inputs it returns.
+
+    Raises BadModel where one of these can not be done.
+    """
+    path, _, name = model.partition(":")
     try:
-        made = getattr(importlib.import_module(path), function)()
-    except ModuleNotFoundError as error:
-        raise BadModel(f"{model}: can not import {path}: {error}; is it on PYTHONPATH?") from None
-    except AttributeError as error:
-        raise BadModel(f"{model}: {error}") from None
-    if (
-        not isinstance(made, tuple)
-        or len(made) != 2
-        or not callable(getattr(made[0], "named_parameters", None))
-    ):
+        function = getattr(importlib.import_module(path), name)
+    except ImportError as error:
+        raise BadModel(f"{model}: can not import {path}: {error}; is it on PYTHONPATH?") from error
+    except AttributeError:
+        raise BadModel(f"{model}: there is no {name} in {path}") from None
+    try:
+        made = function()
+    except Exception as error:
+        raise BadModel(f"{model}: calling it raised {type(error).__name__}: {error}") from error
+    if not isinstance(made, tuple) or len(made) != 2 or not hasattr(made[0], "named_parameters"):
         raise BadModel(f"{model}: returned {type(made).__name__}, expected (torch.nn.Module, example inputs)")
     module, inputs = made
     return Source(model, "module", module=module, inputs=inputs if isinstance(inputs, tuple) else (inputs,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -48,7 +49,9 @@ def trace(source: Source) -> Traced:
     Raises BadModel where the weights do not fit the config, UnsupportedOp where the graph can not say what
     the model does.
     """
-    return _trace_causal_lm(source) if source.config else _trace_module(source)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's export warns of its own changes to come
+        return _trace_causal_lm(source) if source.config else _trace_module(source)
 
 
 def _trace_causal_lm(source: Source) -> Traced:

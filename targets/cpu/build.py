@@ -20,9 +20,11 @@ from .table import table
 SHELL = Path(__file__).parent.parent / "runtime"
 DRIVERS = Path(__file__).parent / "runtime"
 # Plain x86-64: all that depends on the instruction set is in the generated objects.
+FOR_ANY = ("-march=x86-64",)
+FOR_ZIG = ("-mcpu=x86_64",)
 COMPILE = (
     *("-std=c++17", "-O2", "-g0", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti"),
-    *("-fno-threadsafe-statics", "-march=x86-64", "-Wall", "-Wextra"),
+    *("-fno-threadsafe-statics", "-Wall", "-Wextra"),
 )
 LINK = (
     "-shared",
@@ -32,6 +34,9 @@ LINK = (
     "-Wl,-z,noexecstack",
     "-Wl,--gc-sections",
 )
+
+# LLVM puts helpers of its own into every object; they are nobody else's business.
+EXPORTS = "{ global: RegisterCustomOps; moec_counters; local: *; };"
 
 
 def link(emitted: Sequence[Emitted], out: Path, isa: Isa) -> Path:
@@ -45,31 +50,36 @@ def link(emitted: Sequence[Emitted], out: Path, isa: Isa) -> Path:
             (folder / f"kernel{index}.o").write_bytes(one.object_code)
         kernels = [folder / f"kernel{index}.o" for index in range(len(emitted))]
         run(compiler, *COMPILE, f"-I{SHELL}", "-c", folder / "table.cc", "-o", folder / "table.o")
-        run(compiler, *LINK, *objects, folder / "table.o", *kernels, "-o", folder / "library.so")
+        (folder / "exports").write_text(EXPORTS)
+        exports = f"-Wl,--version-script={folder / 'exports'}"
+        # Zig compiles its C++ library from source before it links it, and nothing here uses that.
+        lean = ("-nostdlib++",) if FOR_ZIG[0] in compiler else ()
+        table_and_kernels = (folder / "table.o", *kernels)
+        run(compiler, *LINK, *lean, exports, *objects, *table_and_kernels, "-o", folder / "library.so")
         out.parent.mkdir(parents=True, exist_ok=True)
         publish(folder / "library.so", out)
     return out
 
 
 def find_compiler() -> tuple[str, ...]:
-    """The command of a C++ compiler: $CXX, else c++, g++ or clang++, else the one in the ziglang wheel.
+    """How to call a C++ compiler for any x86-64: $CXX, else c++, g++ or clang++, else the ziglang wheel's.
 
     Raises CannotBuild with what to install.
     """
     if chosen := shlex.split(os.environ.get("CXX", "")):
         if shutil.which(chosen[0]):
-            return tuple(chosen)
+            return (*chosen, *(FOR_ZIG if "zig" in " ".join(chosen) else FOR_ANY))
         raise CannotBuild(
             f"CXX names {chosen[0]!r}, which is not on PATH; correct it, or unset it to search for one"
         )
     for name in ("c++", "g++", "clang++"):
         if found := shutil.which(name):
-            return (found,)
+            return (found, *FOR_ANY)
     if importlib.util.find_spec("ziglang"):
-        return (sys.executable, "-m", "ziglang", "c++")
+        return (sys.executable, "-m", "ziglang", "c++", *FOR_ZIG)
     raise CannotBuild(
-        "no C++ compiler: none of c++, g++ and clang++ is on PATH and CXX is not set; install g++ or clang with "
-        "the system's package manager, or without root: pip install 'moec[toolchain]'"
+        "no C++ compiler: none of c++, g++ and clang++ is on PATH and CXX is not set; install g++ or clang "
+        "with the system's package manager, or without root: pip install 'moec[toolchain]'"
     )
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from ...compiler.ir import Array
 from ..base import Kernel
 
+T = TypeVar("T")
 Random = np.random.Generator
 Feeds = Sequence[Array]
 
@@ -37,7 +39,7 @@ class Case:
     points: tuple[int, ...] = (1, 8, 64, 256)
 
 
-def operands(feeds: Feeds, weights: Mapping[int, Array]) -> list[Array]:
+def operands(feeds: Sequence[T], weights: Mapping[int, T]) -> list[T]:
     """All operands, every weight in its place."""
     merged = list(feeds)
     for index in sorted(weights):
@@ -51,15 +53,11 @@ def uniform(random: Random, *shape: int) -> Array:
     return np.resize(values, shape)
 
 
-def silu(x: Array) -> Array:
-    """x * sigmoid(x)."""
-    return x / (1 + np.exp(-x))
-
-
 def swiglu(x: Array) -> Array:
-    """silu of the first half of the columns times the second."""
-    half = x.shape[-1] // 2
-    return silu(x[..., :half]) * x[..., half:]
+    """x1 * sigmoid(x1) * x2 of the two halves of the columns."""
+    first, second = np.split(x, 2, axis=-1)
+    gated: Array = first / (1 + np.exp(-first)) * second
+    return gated
 
 
 def linear_feeds(kernel: Kernel, rows: int, random: Random) -> list[Array]:

@@ -1,4 +1,4 @@
-"""Cases of the kernels that read or write a cache, or go row by row; the ops' own references say what is right.
+"""Cases of the kernels that read or write a cache, or go row by row; the ops' references say what is right.
 
 T tokens, S cached tokens, Z = S+T, L rows of the cache, of which those from Z on are poisoned with NaN.
 """
@@ -61,10 +61,12 @@ def latent_feeds(
 
 
 def pairs(kernel: Kernel) -> dict[str, str]:
+    """How pairs lie, in the ops' words."""
     return {name: PAIRS[kernel[name]] for name in ("pairs_in", "pairs_out")}
 
 
 def double(feeds: Feeds) -> list[Array]:
+    """Floats in double precision."""
     return [feed.astype(np.float64) if feed.dtype == np.float32 else feed for feed in feeds]
 
 
@@ -102,10 +104,13 @@ def attention(kernel: Kernel, feeds: Feeds) -> list[Array]:
     tokens, seen = q.shape[2], mask.shape[1]
     causal = np.arange(seen) <= np.arange(seen - tokens, seen)[:, None]
     visible = causal & (mask[:, None, None] != 0)
-    return [SDPA.reference(q, keys[:, :, :seen], values[:, :, :seen], visible, scale=dict(kernel.reals)["scale"])]
+    return [
+        SDPA.reference(q, keys[:, :, :seen], values[:, :, :seen], visible, scale=dict(kernel.reals)["scale"])
+    ]
 
 
 def norm_feeds(kernel: Kernel, rows: int, random: Random) -> list[Array]:
+    """x [rows, width]."""
     return [uniform(random, rows, kernel["width"])]
 
 
@@ -115,6 +120,7 @@ def norm_weights(kernel: Kernel, random: Random) -> Mapping[int, Array]:
 
 
 def norm(kernel: Kernel, feeds: Feeds) -> list[Array]:
+    """Columns start..start+n normed."""
     x, w = double(feeds)
     part = x[..., kernel["start"] : kernel["start"] + kernel["n"]]
     return [RMS_NORM.reference(part, w, eps=dict(kernel.reals)["eps"])]
@@ -126,6 +132,7 @@ def rotary_feeds(kernel: Kernel, rows: int, random: Random) -> list[Array]:
 
 
 def rotary(kernel: Kernel, feeds: Feeds) -> list[Array]:
+    """x turned, all heads alike."""
     x, cos, sin = double(feeds)
     return [ROTARY.reference(x, cos[:, None], sin[:, None], **pairs(kernel))]
 
@@ -137,6 +144,7 @@ def append_feeds(kernel: Kernel, rows: int, random: Random, cached: int = CACHED
 
 
 def append(kernel: Kernel, feeds: Feeds) -> list[Array]:
+    """The cache with the rows in it."""
     return [APPEND.reference(*double(feeds))]
 
 
@@ -153,6 +161,7 @@ def write_feeds(kernel: Kernel, rows: int, random: Random, cached: int = CACHED)
 
 
 def write(kernel: Kernel, feeds: Feeds) -> list[Array]:
+    """Both caches with their new rows in them."""
     kv, w, cos, sin, past, past_keys, mask = double(feeds)
     start = kernel["start"]
     middle, stop = start + kernel["c"], start + kernel["c"] + kernel["r"]
@@ -164,11 +173,13 @@ def write(kernel: Kernel, feeds: Feeds) -> list[Array]:
 
 
 def gate_feeds(kernel: Kernel, rows: int, random: Random) -> list[Array]:
+    """logits [rows, experts] and, to select, a bias."""
     logits = uniform(random, rows, kernel["experts"]) * np.float32(4)
     return [logits, uniform(random, kernel["experts"])] if kernel["bias"] else [logits]
 
 
 def gate(kernel: Kernel, feeds: Feeds) -> list[Array]:
+    """ids and weights."""
     reals = dict(kernel.reals)
     ids, weights = TOP_K_GATE.reference(
         *double(feeds),
@@ -182,10 +193,12 @@ def gate(kernel: Kernel, feeds: Feeds) -> list[Array]:
 
 
 def permute_feeds(kernel: Kernel, rows: int, random: Random) -> list[Array]:
+    """ids [rows, k]."""
     return [random.integers(0, kernel["experts"], (rows, kernel["k"]))]
 
 
 def permute(kernel: Kernel, feeds: Feeds) -> list[Array]:
+    """order and ends."""
     return list(PERMUTE.reference(*feeds, experts=kernel["experts"]))
 
 

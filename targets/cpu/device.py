@@ -1,4 +1,4 @@
-"""This machine as a device: kernels are built, checked and timed one at a time, in onnxruntime as deployed."""
+"""This machine as a device: kernels built, checked and timed one at a time, in onnxruntime as deployed."""
 
 from __future__ import annotations
 
@@ -144,6 +144,8 @@ class Bench:
         """A session on a graph of calls with these operands, and a binding that has them."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.device.threads
+        # Else its threads would spin on after a run, on the cores of the next kernel that is timed.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         options.register_custom_ops_library(str(self.library))
         names: dict[int, str] = {}
         arrays: dict[str, Array] = {}
@@ -215,8 +217,8 @@ def aligned(array: Array) -> Array:
 
 def spread(feeds: Feeds, packed: Mapping[int, Call]) -> Call:
     """All operands of the packed kernel. Places count operands before packing."""
-    merged: list[Sequence[Array]] = operands([[feed] for feed in feeds], packed)
-    return [array for parts in merged for array in parts]
+    single: list[Call] = [[feed] for feed in feeds]
+    return [array for parts in operands(single, packed) for array in parts]
 
 
 def declared(kinds: Mapping[str, str]) -> list[Any]:

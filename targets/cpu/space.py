@@ -31,9 +31,9 @@ def space(kernel: Kernel, isa: Isa) -> Space:
 
 
 def matmul(kernel: Kernel, isa: Isa) -> Space:
-    """nr: columns of a panel; mr: rows of the tallest tile; unroll: steps of k per turn; ahead: steps of k by which
-    weights are asked for early (0: as the hardware guesses); group: rows that share one pass over a weight;
-    grain: thousands (1024) of multiply-adds that are worth a task of their own.
+    """nr: columns of a panel; mr: rows of the tallest tile; unroll: steps of k per turn; ahead: steps of k by
+    which weights are asked for early (0: as the hardware guesses); group: rows that share one pass over a
+    weight; grain: thousands (1024) of multiply-adds that are worth a task of their own.
     """
     paired = kernel.kind.endswith("swiglu")
 
@@ -54,7 +54,7 @@ def matmul(kernel: Kernel, isa: Isa) -> Space:
         shape = {"nr": vectors * isa.lanes, "mr": mr, "unroll": unroll, "ahead": ahead}
         return {**shape, "group": 256, "grain": 1024}
 
-    # What was best on either instruction set from 1 to 512 rows of 2048 by 1408; the first that fits is the default.
+    # Best on either instruction set from 1 to 512 rows of 2048 by 1408; the first that fits is the default.
     wide, narrowest = isa.registers == 32, point(2, 4, 2, 0)
     good = (
         [point(2, 8, 2, 64), point(3, 6, 2, 0), point(4, 6, 2, 16)]
@@ -79,12 +79,12 @@ def matmul(kernel: Kernel, isa: Isa) -> Space:
 
 
 def attention(kernel: Kernel, isa: Isa) -> Space:
-    """few, many: lanes of a panel (query rows side by side) for a single token and for more; keys: keys whose scores
-    are in registers together; unroll: their steps; tile, width: rows and columns of values mixed together; block: keys
-    softened at a time; span: keys that are worth a task of their own to a full panel.
+    """few, many: lanes of a panel (query rows side by side) for a single token and for more; keys: keys whose
+    scores are in registers together; unroll: their steps; tile, width: rows and columns of values mixed
+    together; block: keys softened at a time; span: keys that are worth a task of their own to a full panel.
     """
     share = kernel["heads"] // (kernel["groups"] if kernel.kind == "attention" else 1)
-    few = min(2 * isa.lanes, max(4, 1 << (share - 1).bit_length()))
+    few = min(16, max(4, 1 << (share - 1).bit_length()))
 
     def vectors(size: int) -> int:
         return -(-size // isa.lanes)
@@ -107,8 +107,8 @@ def attention(kernel: Kernel, isa: Isa) -> Space:
 
 
 def latent_attention(kernel: Kernel, isa: Isa) -> Space:
-    """attention's knobs; nr: columns of a panel of the projections. path says by which way results come: 0 the cheaper
-    one for each shape, 1 absorbed, 2 materialised, which is for tests.
+    """attention's knobs; nr: columns of a panel of the projections. path is how results come: 0 the cheaper
+    way for each shape; 1, always absorbed, and 2, always materialised, are for tests.
     """
     base = attention(kernel, isa)
     choices = {**base.choices, "nr": [isa.lanes * n for n in (1, 2, 4)], "path": [0]}

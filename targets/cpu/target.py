@@ -1,4 +1,4 @@
-"""The CPU target as the driver sees it: every step from a graph to a kernel library, for one instruction set."""
+"""The CPU target as the driver sees it: all steps from a graph to a kernel library."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .pipeline import PASSES
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Kernels for x86-64 CPUs of one level. Pure: works on any machine, also one that cannot run the result."""
+    """Kernels for x86-64 CPUs of one level. Works on any machine, also one that cannot run the result."""
 
     isa: isa.Isa
     name: str = "cpu"
@@ -28,8 +28,13 @@ class Target:
 
     @property
     def folder(self) -> Path:
-        """Where the target's sources are: what is cached or logged depends on them."""
+        """Where the target's sources are: what is measured depends on them."""
         return Path(__file__).parent
+
+    @property
+    def sources(self) -> list[Path]:
+        """The files that decide what code is written for a kernel and a schedule."""
+        return [self.folder / "emit.py", self.folder / "isa.py", *(self.folder / "kernels").glob("*.py")]
 
     @property
     def passes(self) -> tuple[Pass, ...]:
@@ -77,7 +82,7 @@ class Target:
 
 
 def target(level: str | None = None) -> Target:
-    """The target for an instruction set by name, else for this machine's. Raises ValueError naming what there is."""
+    """The target for an instruction set by name, else for this machine's. Raises ValueError."""
     return Target(isa.host() if level is None else isa.named(level))
 
 

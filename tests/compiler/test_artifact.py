@@ -270,9 +270,14 @@ def test_an_artifact_is_replaced_by_force_only(copy: Path) -> None:
 
 def test_what_fails_leaves_nothing_behind(copy: Path) -> None:
     before = sorted(copy.parent.rglob("*"))
-    with pytest.raises(RuntimeError, match="half way"), artifact.writing(copy, force=True) as partial:
-        (partial / "model.onnx").write_text("half")
-        raise RuntimeError("half way")
+
+    def fail() -> None:
+        with artifact.writing(copy, force=True) as partial:
+            (partial / "model.onnx").write_text("half")
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        fail()
     assert sorted(copy.parent.rglob("*")) == before
     load(copy)
 

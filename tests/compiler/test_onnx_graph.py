@@ -188,10 +188,9 @@ def routed(share: int) -> Graph:
     """A gate and the two grouped products behind it, for B*T tokens."""
     logits, x = entry("logits", "f32", B * T, 8), entry("x", "f32", B * T, 5)
     up, down = entry("up", "f32", 8, 14, 5), entry("down", "f32", 8, 5, 7)
-    ids, weights = make(
-        routing.TOP_K_GATE, logits, scores="sigmoid", k=share, groups=4, keep=2, group_score="top2", normalise=True,
-        eps=1e-20, scale=2.5,
-    ).values  # fmt: skip
+    groups = {"groups": 4, "keep": 2, "group_score": "top2"}
+    scaled = {"normalise": True, "eps": 1e-20, "scale": 2.5}
+    ids, weights = make(routing.TOP_K_GATE, logits, scores="sigmoid", k=share, **groups, **scaled).values
     order, ends = make(routing.PERMUTE, ids, experts=8).values
     inner = routing.SWIGLU(routing.GROUPED_MATMUL(x, order, ends, up, share=share))
     y = routing.COMBINE(routing.GROUPED_MATMUL(inner, order, ends, down, share=0), order, weights)

@@ -108,6 +108,14 @@ def test_where_a_node_came_from(case: Any) -> None:
     assert {n.op.name for n in case[0].graph} <= set(OPS)
 
 
+def test_tied_embeddings(tmp_path: Any) -> None:
+    models.save(tmp_path, "qwen3_moe", tie_word_embeddings=True, num_hidden_layers=1)
+    source = resolve(str(tmp_path))
+    traced = trace(source)
+    assert "lm_head.weight" not in traced.shapes
+    check((traced, Eager(source, double=True)), models.tokens(2, 4), [4])
+
+
 def test_config_alone_has_no_weights(tmp_path: Any) -> None:
     models.config("deepseek_v3", num_hidden_layers=2).save_pretrained(tmp_path)
     traced = trace(resolve(config=tmp_path))

@@ -64,7 +64,7 @@ def linear_kernels(graph: Graph) -> Graph:
 
 
 def write(folder: Path, target: Target | None = None, force: bool = False) -> Path:
-    """The toy as an artifact: with kernels for its products where a target is given, else in standard ops only."""
+    """The toy as an artifact: its products as kernels where a target is given, else in standard ops only."""
     from moec.compiler.library import emit_all
     from moec.passes.layout import pack, packed
 

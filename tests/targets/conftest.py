@@ -31,5 +31,5 @@ def built(kernel: Kernel, level: isa.Isa, threads: int = 2, **knobs: int) -> Ben
 
 @pytest.fixture
 def build() -> Build:
-    """From a kernel, an instruction set, threads and knobs unlike the default: the kernel, built and loaded."""
+    """From a kernel, an instruction set, threads and knobs unlike the default: the kernel, loaded."""
     return built

@@ -1,4 +1,4 @@
-"""Attention kernels against the ops' references: shapes at the edges, both ways, every instruction set here."""
+"""Attention kernels against the ops' references: shapes at the edges, both ways, what else must hold."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ SHAPES = (
 )
 
 
-def latent_kernel(heads: int, nope: int = 12, rope: int = 8, latent: int = 16, value: int = 10, pairs: int = 0) -> Kernel:
+def latent_kernel(
+    heads: int, nope: int = 12, rope: int = 8, latent: int = 16, value: int = 10, pairs: int = 0
+) -> Kernel:
     sizes = {"heads": heads, "nope": nope, "rope": rope, "latent": latent, "value": value}
     return Kernel(
         "latent_attention", (*sizes.items(), ("pairs_in", pairs), ("pairs_out", 1)), (("scale", 0.3),)
@@ -84,7 +86,9 @@ def test_the_cheaper_way_is_taken() -> None:
         assert not np.array_equal(results[0], results[other]), shape
 
 
-@pytest.mark.parametrize(("heads", "groups", "dk", "dv"), [(1, 1, 8, 8), (6, 2, 12, 10), (32, 4, 32, 32), (4, 4, 16, 24)])
+@pytest.mark.parametrize(
+    ("heads", "groups", "dk", "dv"), [(1, 1, 8, 8), (6, 2, 12, 10), (32, 4, 32, 32), (4, 4, 16, 24)]
+)
 @pytest.mark.parametrize("level", HERE, ids=str)
 def test_grouped_attention(level: isa.Isa, heads: int, groups: int, dk: int, dv: int) -> None:
     built = bench(grouped_kernel(heads, groups, dk, dv), level)
@@ -92,7 +96,9 @@ def test_grouped_attention(level: isa.Isa, heads: int, groups: int, dk: int, dv:
         assert built.check_feeds(feeds(built.kernel, *shape)) is None, shape
 
 
-@pytest.mark.parametrize("kernel", [latent_kernel(16), grouped_kernel(8, 2, 16, 16)], ids=lambda kernel: kernel.kind)
+@pytest.mark.parametrize(
+    "kernel", [latent_kernel(16), grouped_kernel(8, 2, 16, 16)], ids=lambda kernel: kernel.kind
+)
 def test_schedules(kernel: Kernel) -> None:
     """A few of those the space admits."""
     admitted, random = space.space(kernel, HERE[0]), Random(0)
@@ -107,7 +113,9 @@ def test_schedules(kernel: Kernel) -> None:
         tried += 1
 
 
-@pytest.mark.parametrize("kernel", [latent_kernel(16), grouped_kernel(8, 2, 16, 16)], ids=lambda kernel: kernel.kind)
+@pytest.mark.parametrize(
+    "kernel", [latent_kernel(16), grouped_kernel(8, 2, 16, 16)], ids=lambda kernel: kernel.kind
+)
 def test_same_bits_for_any_number_of_threads(kernel: Kernel) -> None:
     for shape in SHAPES[-3:]:
         operands = feeds(kernel, *shape)
@@ -121,12 +129,16 @@ def test_tokens_that_see_nothing_give_zero() -> None:
         assert not output(bench(kernel, HERE[0]), operands)[1].any()
 
 
-@pytest.mark.parametrize("kernel", [latent_kernel(4), grouped_kernel(6, 2, 12, 10)], ids=lambda kernel: kernel.kind)
+@pytest.mark.parametrize(
+    "kernel", [latent_kernel(4), grouped_kernel(6, 2, 12, 10)], ids=lambda kernel: kernel.kind
+)
 def test_no_tokens(kernel: Kernel) -> None:
     assert output(bench(kernel, HERE[0]), feeds(kernel, 2, 0, 5, 0)).size == 0
 
 
-@pytest.mark.parametrize("kernel", [latent_kernel(4), grouped_kernel(6, 2, 12, 10)], ids=lambda kernel: kernel.kind)
+@pytest.mark.parametrize(
+    "kernel", [latent_kernel(4), grouped_kernel(6, 2, 12, 10)], ids=lambda kernel: kernel.kind
+)
 def test_mask_beyond_the_cache(kernel: Kernel) -> None:
     operands: list[Any] = feeds(kernel, 1, 1, 5, 0)
     wanted = [output(bench(kernel, HERE[0]), operands)]

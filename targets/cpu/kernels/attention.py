@@ -1,11 +1,12 @@
 """Attention over blocks of keys: the rows of queries that share keys are the vector lanes.
 
     score   s[k, i] = sum_d first[k, d] * q[d, i] + sum_d second[k, d] * q[.. + d, i]
-    soften  s becomes weights; running maximum and sum, down the lanes
+    soften  s becomes weights; running maximum and sum, down the lanes (softmax.py)
     weigh   acc[i, v] = acc[i, v] * carry[i] + sum_k s[k, i] * values[k, v]
 
-Heads over one latent cache, tokens of one head, or both may sit side by side. Keys and values are read as they lie
-in the cache, once per panel of `lanes` rows. q is transposed, zero padded to full lanes and already scaled.
+Heads over one latent cache, tokens of one head, or both may sit side by side. Keys and values are read as
+they lie in the cache, once per panel of `lanes` rows. q is transposed, zero padded to full lanes and already
+scaled.
 """
 
 from __future__ import annotations
@@ -17,17 +18,12 @@ from tvm.script import tirx as T
 
 from ...base import Kernel, Schedule
 from ..isa import Isa
-from . import rotary
-from .exponential import exp
-from .matmul import FAR, LINE, divisor, tile
+from . import matmul, rotary
+from .matmul import FAR, LINE, divisor
+from .softmax import merge, soften
 
 # Products come for as many rows at a time.
 HEIGHTS = (1, 2, 4)
-
-# Stands for minus infinity, yet differences of it stay numbers.
-BOTTOM = -3.0e38
-# Stretches of keys whose results are merged at most.
-PARTS = 64
 
 
 def prefetch(element: Any) -> Any:
@@ -47,9 +43,9 @@ def score(
 ) -> Any:
     """A function (first, second, next, q, s, keys): scores of each key with each row of a panel.
 
-    first, second: float32, `keys` rows of `widths` elements, `strides` apart (second is not read if its width is 0);
-    q: float32[sum(widths), lanes]; s: float32[keys rounded up to `rows`, lanes]. What s holds beyond keys is noise.
-    On the way, about `ahead` elements for each key are asked into the second-level cache, from `next` on.
+    first, second: float32, `keys` rows of `widths` elements, `strides` apart (second is not read if its width
+    is 0); q: float32[sum(widths), lanes]; s: float32[keys rounded up to `rows`, lanes], noise beyond keys. On
+    the way, about `ahead` elements for each key are asked into the second-level cache, from `next` on.
     """
     (one, two), (one_step, two_step) = widths, strides
     one_unroll, two_unroll = divisor(one, unroll), divisor(two, unroll) if two else 1
@@ -71,19 +67,19 @@ def score(
         NEXT = T.decl_buffer((T.int64(FAR),), "float32", data=next, align=4)
         Q = T.decl_buffer((one + two, lanes), "float32", data=q, align=4)
         S = T.decl_buffer((keys + rows, lanes), "float32", data=s, align=4)
-        for tile in T.serial((keys + rows - 1) // rows):
+        for group in T.serial((keys + rows - 1) // rows):
             sums = T.alloc_buffer((rows, lanes), "float32", scope="global")
             for r in T.unroll(rows):
                 for j in T.vectorized(lanes):
                     sums[r, j] = T.float32(0)
             for step in T.serial(one // one_unroll):
                 for line in T.unroll(of_step):
-                    T.evaluate(prefetch(NEXT[(tile * of_tile + step * of_step + line) * LINE]))
+                    T.evaluate(prefetch(NEXT[(group * of_tile + step * of_step + line) * LINE]))
                 for u in T.unroll(one_unroll):
                     for r in T.unroll(rows):
                         for j in T.vectorized(lanes):
                             sums[r, j] = sums[r, j] + (
-                                FIRST[T.min(tile * rows + r, keys - 1) * one_step + step * one_unroll + u]
+                                FIRST[T.min(group * rows + r, keys - 1) * one_step + step * one_unroll + u]
                                 * Q[step * one_unroll + u, j]
                             )
             for step in T.serial(two // two_unroll):
@@ -91,71 +87,23 @@ def score(
                     for r in T.unroll(rows):
                         for j in T.vectorized(lanes):
                             sums[r, j] = sums[r, j] + (
-                                SECOND[T.min(tile * rows + r, keys - 1) * two_step + step * two_unroll + u]
+                                SECOND[T.min(group * rows + r, keys - 1) * two_step + step * two_unroll + u]
                                 * Q[one + step * two_unroll + u, j]
                             )
             for r in T.unroll(rows):
                 for j in T.vectorized(lanes):
-                    S[tile * rows + r, j] = sums[r, j]
-
-    return nest
-
-
-def soften(symbol: str, lanes: int) -> Any:
-    """A function (s, at, limit, most, total, carry, keys): scores to weights, in place, one block of keys.
-
-    s: float32[keys, lanes]; at: int32[keys], where each key stands; limit: int32[lanes]: a row sees a key if
-    at < limit. most, total: float32[lanes], running maximum and sum, live across blocks; carry: float32[lanes], what
-    earlier blocks' results must be multiplied by.
-    """
-
-    @T.prim_func(s_tir=True)
-    def nest(
-        s: T.handle("float32"),
-        at: T.handle("int32"),
-        limit: T.handle("int32"),
-        most: T.handle("float32"),
-        total: T.handle("float32"),
-        carry: T.handle("float32"),
-        keys: T.int32,
-    ):
-        T.func_attr({"global_symbol": symbol, "tirx.noalias": True})
-        S = T.decl_buffer((keys, lanes), "float32", data=s, align=4)
-        AT = T.decl_buffer((keys,), "int32", data=at, align=4)
-        LIMIT = T.decl_buffer((lanes,), "int32", data=limit, align=4)
-        MOST = T.decl_buffer((lanes,), "float32", data=most, align=4)
-        TOTAL = T.decl_buffer((lanes,), "float32", data=total, align=4)
-        CARRY = T.decl_buffer((lanes,), "float32", data=carry, align=4)
-        top = T.sblock_alloc_buffer((lanes,), "float32")
-        added = T.sblock_alloc_buffer((lanes,), "float32")
-        for i in T.vectorized(lanes):
-            top[i] = MOST[i]
-        for i in T.vectorized(lanes):
-            added[i] = T.float32(0)
-        for k in T.serial(keys):
-            for i in T.vectorized(lanes):
-                top[i] = T.max(top[i], T.Select(AT[k] < LIMIT[i], S[k, i], T.float32(BOTTOM)))
-        for k in T.serial(keys):
-            for i in T.vectorized(lanes):
-                S[k, i] = T.Select(AT[k] < LIMIT[i], exp(S[k, i] - top[i]), T.float32(0))
-            for i in T.vectorized(lanes):
-                added[i] = added[i] + S[k, i]
-        for i in T.vectorized(lanes):
-            CARRY[i] = exp(MOST[i] - top[i])
-        for i in T.vectorized(lanes):
-            TOTAL[i] = TOTAL[i] * CARRY[i] + added[i]
-        for i in T.vectorized(lanes):
-            MOST[i] = top[i]
+                    S[group * rows + r, j] = sums[r, j]
 
     return nest
 
 
 def weigh(symbol: str, size: int, stride: int, lanes: int, rows: int, width: int) -> Any:
-    """A function (s, values, next, acc, carry, keys, tiles): acc = acc * carry + s^T values, for tiles * rows lanes.
+    """A function (s, values, next, acc, carry, keys, tiles): acc = acc * carry + s^T values.
 
-    s: float32[keys, lanes]; values: float32, `keys` rows of `size` elements, `stride` apart; acc: float32[lanes, size];
-    carry: float32[lanes]. On the way, about keys * size elements from `next` on are asked into the second-level cache:
-    this is all arithmetic, so memory has time to bring what is scored after.
+    s: float32[keys, lanes], of which tiles * rows lanes count; values: float32, `keys` rows of `size`
+    elements, `stride` apart; acc: float32[lanes, size]; carry: float32[lanes]. This is all arithmetic, so
+    memory has time: on the way, about keys * size elements from `next` on are asked into the second-level
+    cache.
     """
     width = divisor(size, width)
     lines = max(width // LINE, 1)
@@ -183,61 +131,17 @@ def weigh(symbol: str, size: int, stride: int, lanes: int, rows: int, width: int
                     sums[r, j] = ACC[tile * rows + r, chunk * width + j] * CARRY[tile * rows + r]
             for k in T.serial(keys):
                 for line in T.unroll(lines):
-                    T.evaluate(prefetch(NEXT[(((chunk * tiles + tile) * keys + k) // tiles * lines + line) * LINE]))
+                    T.evaluate(
+                        prefetch(NEXT[(((chunk * tiles + tile) * keys + k) // tiles * lines + line) * LINE])
+                    )
                 for r in T.unroll(rows):
                     for j in T.vectorized(width):
-                        sums[r, j] = sums[r, j] + S[k, tile * rows + r] * VALUES[k * stride + chunk * width + j]
+                        sums[r, j] = (
+                            sums[r, j] + S[k, tile * rows + r] * VALUES[k * stride + chunk * width + j]
+                        )
             for r in T.unroll(rows):
                 for j in T.vectorized(width):
                     ACC[tile * rows + r, chunk * width + j] = sums[r, j]
-
-    return nest
-
-
-def merge(symbol: str, size: int, lanes: int) -> Any:
-    """A function (acc, most, total, y, step, parts): one row's result from the sums of up to PARTS stretches of keys.
-
-    y = sum_p exp(most[p] - top) * acc[p] / sum_p exp(most[p] - top) * total[p], part p lying p * step elements on;
-    zero for a row that saw no key. acc: float32[size] in each part; most, total: one float32 in each part.
-    """
-    width = divisor(size, lanes)
-
-    @T.prim_func(s_tir=True)
-    def nest(
-        acc: T.handle("float32"),
-        most: T.handle("float32"),
-        total: T.handle("float32"),
-        y: T.handle("float32"),
-        step: T.int64,
-        parts: T.int32,
-    ):
-        T.func_attr({"global_symbol": symbol, "tirx.noalias": True})
-        ACC = T.decl_buffer((T.int64(FAR),), "float32", data=acc, align=4)
-        MOST = T.decl_buffer((T.int64(FAR),), "float32", data=most, align=4)
-        TOTAL = T.decl_buffer((T.int64(FAR),), "float32", data=total, align=4)
-        Y = T.decl_buffer((size,), "float32", data=y, align=4)
-        weight = T.alloc_buffer((PARTS,), "float32", scope="global")
-        top = T.sblock_alloc_buffer((1,), "float32")
-        sum_ = T.sblock_alloc_buffer((1,), "float32")
-        mixed = T.sblock_alloc_buffer((width,), "float32")
-        for p in T.serial(PARTS):
-            weight[p] = T.float32(0)
-        top[0] = T.float32(BOTTOM)
-        sum_[0] = T.float32(0)
-        for p in T.serial(parts):
-            top[0] = T.max(top[0], MOST[T.cast(p, "int64") * step])
-        for p in T.serial(parts):
-            weight[p] = exp(MOST[T.cast(p, "int64") * step] - top[0])
-            sum_[0] = sum_[0] + weight[p] * TOTAL[T.cast(p, "int64") * step]
-        sum_[0] = T.Select(sum_[0] > T.float32(0), T.float32(1) / sum_[0], T.float32(0))
-        for c in T.serial(size // width):
-            for j in T.vectorized(width):
-                mixed[j] = T.float32(0)
-            for p in T.serial(parts):
-                for j in T.vectorized(width):
-                    mixed[j] = mixed[j] + weight[p] * ACC[T.cast(p, "int64") * step + T.cast(c * width + j, "int64")]
-            for j in T.vectorized(width):
-                Y[c * width + j] = mixed[j] * sum_[0]
 
     return nest
 
@@ -276,7 +180,9 @@ def latent(kernel: Kernel, schedule: Schedule, isa: Isa, prefix: str) -> Sequenc
     nope, rope, width, value = (kernel[name] for name in ("nope", "rope", "latent", "value"))
     nr, few, many = (int(schedule[knob]) for knob in ("nr", "few", "many"))
     absorbed = (width, rope), width, (width, rope, width)
-    expanded = panel(f"{prefix}_keys", (nope, rope), value, (padded(nope, nr), rope, padded(value, nr)), many, schedule)
+    expanded = panel(
+        f"{prefix}_keys", (nope, rope), value, (padded(nope, nr), rope, padded(value, nr)), many, schedule
+    )
     turned = rotary.rotate(f"{prefix}_rotate", rope, isa.lanes, kernel["pairs_in"], kernel["pairs_out"])
     return [
         *panel(f"{prefix}_few", *absorbed, few, schedule),
@@ -293,10 +199,11 @@ def latent(kernel: Kernel, schedule: Schedule, isa: Isa, prefix: str) -> Sequenc
 
 def products(name: str, k: int, nr: int, isa: Isa) -> list[Any]:
     """The matmul tile for each of HEIGHTS."""
-    return [tile(f"{name}{rows}", rows, k, nr, isa.lanes, unroll=2, ahead=0) for rows in HEIGHTS]
+    return [matmul.tile(f"{name}{rows}", rows, k, nr, isa.lanes, unroll=2) for rows in HEIGHTS]
 
 
 def padded(size: int, to: int) -> int:
+    """size rounded up to a multiple."""
     return -(-size // to) * to
 
 

@@ -1,7 +1,7 @@
 """The matmul tile: a few rows of x against panels of a packed weight, sums kept in registers.
 
-Every linear layer, expert and absorbed projection runs on this one nest. Rows are found through element offsets,
-so a gather by expert costs nothing.
+Every linear layer, expert and absorbed projection runs on this one nest. Rows are found through offsets, so a
+gather by expert costs nothing.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ def tile(
 
         y[yat[i] + p * width + j] = finish(sum_k x[xat[i] + k] * w[p, k, j])
 
-    x, y: float32; xat, yat: int64[rows], offsets in elements; w: float32[panels, k, nr], asked for `ahead` steps
-    of k early; width: nr. finish: store; add (plus extra, float32 at y's offsets); accumulate (times extra[i],
-    float32[rows], plus y itself); or swiglu (silu of the panel's first half times its second; width: nr / 2).
+    x, y: float32; xat, yat: int64[rows], in elements; w: float32[panels, k, nr], asked for `ahead` steps of k
+    early; width: nr. finish: store; add (plus extra, float32 at y's offsets); accumulate (times extra[i],
+    float32[rows], plus y itself); swiglu (silu of the panel's first half times its second; width: nr / 2).
     """
     vectors, lines = nr // lanes, max(nr // LINE, 1) if ahead else 0
     # Few rows would wait on their own adds, so several sums take turns over k.

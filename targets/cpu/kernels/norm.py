@@ -12,7 +12,6 @@ from ..isa import Isa
 from . import rotary
 from .matmul import divisor
 
-
 # Of squares summed side by side.
 VECTORS = 4
 
@@ -24,7 +23,10 @@ def tree(terms: Sequence[Any]) -> Any:
 
 
 def rms(symbol: str, size: int, lanes: int) -> Any:
-    """A function (x, w, y, eps, rows, xstep, ystep): y = w * x / sqrt(mean(x**2) + eps), rows that many elements apart."""
+    """A function (x, w, y, eps, rows, xstep, ystep): y = w * x / sqrt(mean(x**2) + eps).
+
+    x, y: float32[rows, size], rows xstep and ystep elements apart; w: float32[size].
+    """
     width = divisor(size, VECTORS * lanes)
     chunks = size // width
 
@@ -59,11 +61,15 @@ def rms(symbol: str, size: int, lanes: int) -> Any:
 
 
 def rms_norm(kernel: Kernel, schedule: Schedule, isa: Isa, prefix: str) -> Sequence[Any]:
+    """In the order of runtime/rows.cc."""
     return [rms(f"{prefix}_rms", kernel["n"], isa.lanes)]
 
 
 def latent_write(kernel: Kernel, schedule: Schedule, isa: Isa, prefix: str) -> Sequence[Any]:
-    turned = rotary.rotate(f"{prefix}_rotate", kernel["r"], isa.lanes, kernel["pairs_in"], kernel["pairs_out"])
+    """In the order of runtime/rows.cc: the norm of latents, the rotation of keys."""
+    turned = rotary.rotate(
+        f"{prefix}_rotate", kernel["r"], isa.lanes, kernel["pairs_in"], kernel["pairs_out"]
+    )
     return [rms(f"{prefix}_rms", kernel["c"], isa.lanes), turned]
 
 

@@ -25,7 +25,9 @@ def rotate(symbol: str, size: int, lanes: int, pairs_in: int, pairs_out: int) ->
         return pair + which * half if order else pair * 2 + which
 
     @T.prim_func(s_tir=True)
-    def nest(x: T.handle("float32"), cos: T.handle("float32"), sin: T.handle("float32"), y: T.handle("float32")):
+    def nest(
+        x: T.handle("float32"), cos: T.handle("float32"), sin: T.handle("float32"), y: T.handle("float32")
+    ):
         T.func_attr({"global_symbol": symbol, "tirx.noalias": True})
         X = T.decl_buffer((size,), "float32", data=x, align=4)
         COS = T.decl_buffer((half,), "float32", data=cos, align=4)
@@ -47,6 +49,7 @@ def rotate(symbol: str, size: int, lanes: int, pairs_in: int, pairs_out: int) ->
 
 
 def rows(kernel: Kernel, schedule: Schedule, isa: Isa, prefix: str) -> Sequence[Any]:
+    """In the order of runtime/rows.cc."""
     return [rotate(f"{prefix}_rotate", kernel["r"], isa.lanes, kernel["pairs_in"], kernel["pairs_out"])]
 
 

@@ -64,6 +64,7 @@ def softmax_scores(symbol: str, experts: int, lanes: int) -> Any:
 
 
 def gate(kernel: Kernel, schedule: Schedule, isa: Isa, prefix: str) -> Sequence[Any]:
+    """In the order of runtime/routing.cc."""
     scores = sigmoid_scores if kernel["sigmoid"] else softmax_scores
     return [scores(f"{prefix}_scores", kernel["experts"], isa.lanes)]
 

@@ -16,8 +16,8 @@ enum LatentDim { HEADS, NOPE, ROPE, LATENT, VALUE, PAIRS_IN, PAIRS_OUT };
 enum LatentKnob { NR, FEW, MANY, TILE, BLOCK, SPAN, PATH };
 enum LatentInput { Q, COS, SIN, CACHE, ROTARY_KEYS, MASK, W_UK_Q, W_UK, W_UV };
 enum LatentFunction {
-  SCORE_FEW, SOFTEN_FEW, WEIGH_FEW, SCORE_MANY, SOFTEN_MANY, WEIGH_MANY, SCORE_KEYS, WEIGH_KEYS, MERGE_LATENT, MERGE_VALUE,
-  ROTATE, PROJECT_QUERY, PROJECT_LATENT = PROJECT_QUERY + kHeights
+  SCORE_FEW, SOFTEN_FEW, WEIGH_FEW, SCORE_MANY, SOFTEN_MANY, WEIGH_MANY, SCORE_KEYS, WEIGH_KEYS,
+  MERGE_LATENT, MERGE_VALUE, ROTATE, PROJECT_QUERY, PROJECT_LATENT = PROJECT_QUERY + kHeights
 };
 enum Path { AUTO, ABSORBED, MATERIALISED };
 enum Pairs { INTERLEAVED, HALVES, NONE };
@@ -108,6 +108,7 @@ void absorbed(Latent& a, float* out) {
   a.rows = a.call.scratch<float>(a.batch * a.tokens * a.heads * a.row_step);
   a.mixed = a.call.scratch<float>(a.batch * a.tokens * a.heads * a.latent);
   if (!a.rows || !a.mixed) return;
+  a.call.count(sizeof(float) * a.heads * (a.latent_padded * a.nope + a.value_padded * a.latent));
   prepare(a, true);
   const bool few = a.heads * a.tokens <= a.knob(FEW);
   const int first = few ? SCORE_FEW : SCORE_MANY;
@@ -136,10 +137,12 @@ void materialised(Latent& a, float* out) {
   a.row_step = a.rope;
   a.rows = a.call.scratch<float>(a.batch * a.tokens * a.heads * a.row_step);
   if (!a.rows) return;
+  a.call.count(sizeof(float) * a.heads * (a.nope_padded + a.value_padded) * a.latent);
   prepare(a, false);
-  const int64_t block = a.knob(BLOCK), expanded = block * (a.nope_padded + a.value_padded);
-  Form form{a.knob(MANY), std::min(a.knob(MANY), a.knob(TILE)), a.width(), a.value, block, a.knob(SPAN), expanded, a.function<Score>(SCORE_KEYS),
-            a.function<Soften>(SOFTEN_MANY), a.function<Weigh>(WEIGH_KEYS), a.function<Merge>(MERGE_VALUE)};
+  const int64_t lanes = a.knob(MANY), block = a.knob(BLOCK), expanded = block * (a.nope_padded + a.value_padded);
+  Form form{lanes, std::min(lanes, a.knob(TILE)), a.width(), a.value, block, a.knob(SPAN), expanded,
+            a.function<Score>(SCORE_KEYS), a.function<Soften>(SOFTEN_MANY), a.function<Weigh>(WEIGH_KEYS),
+            a.function<Merge>(MERGE_VALUE)};
   Job job{a.batch * a.heads, a.tokens, 1, a.heads, a.keys, a.tokens, a.tokens, a.mask};
   const float scale = a.call.row.reals[0];
   void* const* project = &a.call.row.functions[PROJECT_LATENT];
@@ -153,23 +156,34 @@ void materialised(Latent& a, float* out) {
       [&](int64_t set, int64_t start, int64_t count, float* keys) {
         const int64_t at = set / a.heads * a.room + start, n = set % a.heads;
         const float* latents = a.cache + at * a.latent;
+        const float* w_uk = a.call.in(W_UK).as<float>() + n * a.nope_padded * a.latent;
+        const float* w_uv = a.call.in(W_UV).as<float>() + n * a.value_padded * a.latent;
         float* values = keys + block * a.nope_padded;
-        multiply(project, latents, a.latent, a.call.in(W_UK).as<float>() + n * a.nope_padded * a.latent, keys, a.nope_padded,
-                 count, a.nope_padded / a.nr);
-        multiply(project, latents, a.latent, a.call.in(W_UV).as<float>() + n * a.value_padded * a.latent, values,
-                 a.value_padded, count, a.value_padded / a.nr);
+        multiply(project, latents, a.latent, w_uk, keys, a.nope_padded, count, a.nope_padded / a.nr);
+        multiply(project, latents, a.latent, w_uv, values, a.value_padded, count, a.value_padded / a.nr);
         return Block{keys, a.rotary_keys + at * a.rope, values, latents + count * a.latent};
       },
       [&](int64_t set, int64_t t) { return out + a.row(set / a.heads, t, set % a.heads) * a.value; });
 }
 
+// Latent reads the shapes of q, the cache and the mask, so their ranks must be right before.
+bool operands_fit(Call& call, const Latent& a) {
+  const bool turned = call.row.dims[PAIRS_IN] != NONE;
+  const int64_t by_head = a.heads * a.latent;
+  return fits(call, a.tokens, a.keys, a.room) && holds(call, Q, a.batch * a.tokens * a.heads * a.width()) &&
+         (!turned || turns(call, COS, a.batch, a.tokens, a.rope / 2)) &&
+         holds(call, CACHE, a.batch * a.room * a.latent) && holds(call, ROTARY_KEYS, a.batch * a.room * a.rope) &&
+         holds(call, MASK, a.batch * a.keys) && holds(call, W_UK_Q, a.heads * a.latent_padded * a.nope) &&
+         holds(call, W_UK, by_head * a.nope_padded) && holds(call, W_UV, by_head * a.value_padded);
+}
+
 void latent_attention(Call& call) {
+  if (!has_rank(call, Q, 3) || !has_rank(call, CACHE, 4) || !has_rank(call, MASK, 2)) return;
   Latent a(call);
-  if (!fits(call, a.tokens, a.keys, a.room)) return;
+  if (!operands_fit(call, a)) return;
   float* out = call.out<float>(0, {a.batch, a.tokens, a.heads * a.value});
   if (!out) return;
   const int64_t path = a.knob(PATH);
-  call.count(sizeof(float) * a.heads * (a.latent_padded * a.nope + a.latent * a.value_padded));
   (path == AUTO ? absorbed_is_cheaper(a) : path == ABSORBED) ? absorbed(a, out) : materialised(a, out);
 }
 
@@ -179,11 +193,16 @@ enum GroupedDim { G_HEADS, G_GROUPS, G_KEY, G_VALUE };
 enum GroupedKnob { G_FEW, G_MANY, G_TILE, G_BLOCK, G_SPAN };
 
 void attention(Call& call) {
+  if (!has_rank(call, 0, 4) || !has_rank(call, 1, 4) || !has_rank(call, 3, 2)) return;
   const int64_t *dims = call.row.dims, *knobs = call.row.knobs;
   const Tensor &q = call.in(0), &keys = call.in(1), &values = call.in(2), &mask = call.in(3);
   const int64_t heads = dims[G_HEADS], groups = dims[G_GROUPS], key = dims[G_KEY], value = dims[G_VALUE];
-  const int64_t batch = q.shape[0], tokens = q.shape[2], seen = mask.shape[1], room = keys.shape[2], share = heads / groups;
-  if (!fits(call, tokens, seen, room)) return;
+  const int64_t batch = q.shape[0], tokens = q.shape[2], seen = mask.shape[1], room = keys.shape[2];
+  const int64_t share = heads / groups;
+  if (!fits(call, tokens, seen, room) || !holds(call, 0, batch * heads * tokens * key) ||
+      !holds(call, 1, batch * groups * room * key) || !holds(call, 2, batch * groups * room * value) ||
+      !holds(call, 3, batch * seen))
+    return;
   float* out = call.out<float>(0, {batch, heads, tokens, value});
   if (!out) return;
   const bool few = share * tokens <= knobs[G_FEW];

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <memory>
 
-#include "kernel.h"
+#include "checks.h"
 
 namespace moec {
 
@@ -25,7 +25,7 @@ constexpr int kHeights = 3;          // products come for 1, 2 and 4 rows
 constexpr int64_t kGroupRows = 128;  // rows that a block of keys serves while it is in the cache
 constexpr int64_t kMostTasks = 64;   // keys are not split further; merge has room for as many parts
 constexpr int64_t kMergeRows = 4;    // rows merged by one task
-constexpr int64_t kMostPartials = 32 << 20;  // bytes
+constexpr int64_t kMostPartials = 4 << 20;  // floats of half the sums to merge
 
 // One way to attend: how wide panels are and the functions generated for that width.
 struct Form {
@@ -70,13 +70,6 @@ inline void multiply(void* const* functions, const float* x, int64_t xstep, cons
   }
 }
 
-inline bool fits(Call& call, int64_t tokens, int64_t keys, int64_t room) {
-  if (tokens <= keys && keys <= room) return true;
-  call.fail("the attention mask covers %lld tokens, which must be at least the %lld new ones and fit the cache's %lld rows",
-            (long long)keys, (long long)tokens, (long long)room);
-  return false;
-}
-
 // How a job falls into tasks. The same shapes always fall the same way, so results do not depend on the machine.
 struct Division {
   int64_t panels, group, groups;  // of a set; panels of a task; tasks a set's panels make
@@ -86,11 +79,13 @@ struct Division {
     panels = (job.rows + form.lanes - 1) / form.lanes;
     group = std::min(panels, std::max<int64_t>(1, job.group_rows / form.lanes));
     groups = (panels + group - 1) / group;
-    const int64_t span = std::max(form.block, form.span / group), bytes = job.sets * panels * form.lanes * form.value * 4;
+    const int64_t span = std::max(form.block, form.span / group), floats = panels * form.lanes * form.value;
     splits = 1;
-    while (job.sets * groups * splits < kMostTasks && job.keys > span * splits && bytes * splits * 2 <= kMostPartials)
+    while (job.sets * groups * splits < kMostTasks && job.keys > span * splits * 3 / 2 &&
+           job.sets * splits * floats < kMostPartials)
       splits *= 2;
-    stretch = (job.keys + splits - 1) / splits;
+    // Whole blocks, and at most one that is not.
+    stretch = ((job.keys + splits - 1) / splits + form.block - 1) / form.block * form.block;
     splits = (job.keys + stretch - 1) / stretch;
   }
 };

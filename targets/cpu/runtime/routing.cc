@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "kernel.h"
+#include "checks.h"
 
 namespace moec {
 namespace {
@@ -65,11 +65,13 @@ struct Gate {
 };
 
 void top_k_gate(Call& call) {
+  if (!has_rank(call, 0, 2)) return;
   const int64_t* dims = call.row.dims;
   const double* reals = call.row.reals;
   const int64_t rows = call.in(0).shape[0], experts = dims[EXPERTS], k = dims[K];
   const Gate gate{experts, k, dims[GROUPS], dims[KEEP], experts / dims[GROUPS], dims[TOP2] != 0, dims[NORMALISE] != 0,
                   float(reals[EPS]), float(reals[SCALE])};
+  if (!holds(call, 0, rows * experts) || (dims[BIAS] && !holds(call, 1, experts))) return;
   auto ids = call.out<int64_t>(0, {rows, k});
   auto weights = call.out<float>(1, {rows, k});
   if (!ids || !weights) return;

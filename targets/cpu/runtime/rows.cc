@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "kernel.h"
+#include "checks.h"
 
 namespace moec {
 namespace {
@@ -32,6 +32,7 @@ enum NormDim { N, WIDTH, START };
 void rms_norm(Call& call) {
   const Tensor& x = call.in(0);
   const int64_t n = call.row.dims[N], width = call.row.dims[WIDTH];
+  if (!x.rank || !holds(call, 0, x.rows() * width) || !holds(call, 1, n)) return;
   int64_t shape[kMaxRank];
   std::copy(x.shape, x.shape + x.rank, shape);
   shape[x.rank - 1] = n;
@@ -52,18 +53,21 @@ enum RotaryDim { SIZE };
 void rotary(Call& call) {
   const Tensor &x = call.in(0), &cos = call.in(1), &sin = call.in(2);
   const int64_t r = call.row.dims[SIZE];
+  if (!has_rank(call, 0, 4) || !holds(call, 0, x.rows() * r)) return;
+  if (cos.rank != 3 && !has_rank(call, 1, 4)) return;
   auto y = static_cast<float*>(call.out(0, x.shape, x.rank));
   if (!y) return;
-  if (x.rank != 4 || (cos.rank != 3 && cos.rank != 4))
-    return call.fail("x has rank %d and cos rank %d; expected 4, and 3 or 4", x.rank, cos.rank);
   // How far the angles move with each of x's leading axes.
   int64_t step[3], size = r / 2;
   for (int axis = 2; axis >= 0; --axis) {
     const bool absent = cos.rank == 3 && axis == 1;
     const int64_t extent = absent ? 1 : cos.shape[cos.rank == 3 && axis ? axis - 1 : axis];
+    if (extent != 1 && extent != x.shape[axis])
+      return call.fail("cos is %lld long where x is %lld", (long long)extent, (long long)x.shape[axis]);
     step[axis] = extent == 1 ? 0 : size;
     size *= extent;
   }
+  if (!holds(call, 1, size) || !holds(call, 2, size)) return;
   const auto rotate = reinterpret_cast<Rotate>(call.row.functions[0]);
   by_rows(call, x.rows(), r, kTaskElements, [&](int64_t first, int64_t last) {
     for (int64_t row = first; row < last; ++row) {
@@ -94,17 +98,11 @@ void keep_old(Call& call, const Tensor& past, float* present, int64_t start, int
   });
 }
 
-bool fits(Call& call, int64_t tokens, int64_t seen, int64_t room) {
-  if (tokens <= seen && seen <= room) return true;
-  call.fail("the attention mask covers %lld tokens, which must be at least the %lld new ones and fit the cache's %lld rows",
-            (long long)seen, (long long)tokens, (long long)room);
-  return false;
-}
-
 void append(Call& call) {
+  if (!has_rank(call, 0, 4) || !has_rank(call, 1, 4) || !has_rank(call, 2, 2)) return;
   const Tensor &past = call.in(0), &rows = call.in(1), &mask = call.in(2);
   const int64_t tokens = rows.shape[2], start = mask.shape[1] - tokens, room = past.shape[2], width = past.shape[3];
-  if (!fits(call, tokens, mask.shape[1], room)) return;
+  if (!fits(call, tokens, mask.shape[1], room) || !holds(call, 1, past.size(0, 2) * tokens * width)) return;
   auto present = static_cast<float*>(call.out(0, past.shape, past.rank));
   if (!present) return;
   keep_old(call, past, present, start, tokens);
@@ -122,10 +120,17 @@ enum WriteDim { C, R, KV_WIDTH, KV_START, PAIRS_IN, PAIRS_OUT };
 enum WriteInput { KV, W_NORM, COS, SIN, PAST_LATENT, PAST_KEYS, MASK };
 
 void latent_write(Call& call) {
+  if (!has_rank(call, KV, 3) || !has_rank(call, PAST_LATENT, 4) || !has_rank(call, PAST_KEYS, 4) ||
+      !has_rank(call, MASK, 2))
+    return;
   const Tensor &kv = call.in(KV), &cos = call.in(COS), &past = call.in(PAST_LATENT), &past_keys = call.in(PAST_KEYS);
   const int64_t *dims = call.row.dims, c = dims[C], r = dims[R], tokens = kv.shape[1], room = past.shape[2];
-  const int64_t seen = call.in(MASK).shape[1], start = seen - tokens;
-  if (!fits(call, tokens, seen, room)) return;
+  const int64_t seen = call.in(MASK).shape[1], start = seen - tokens, batch = kv.shape[0];
+  const bool turned = dims[PAIRS_IN] != NONE;
+  if (!fits(call, tokens, seen, room) || !holds(call, KV, batch * tokens * dims[KV_WIDTH]) || !holds(call, W_NORM, c) ||
+      !holds(call, PAST_LATENT, batch * room * c) || !holds(call, PAST_KEYS, batch * room * r) ||
+      (turned && !turns(call, COS, batch, tokens, r / 2)))
+    return;
   auto latents = static_cast<float*>(call.out(0, past.shape, past.rank));
   auto keys = static_cast<float*>(call.out(1, past_keys.shape, past_keys.rank));
   if (!latents || !keys) return;
@@ -133,9 +138,8 @@ void latent_write(Call& call) {
   keep_old(call, past_keys, keys, start, tokens);
   const auto rms = reinterpret_cast<Rms>(call.row.functions[0]);
   const auto rotate = reinterpret_cast<Rotate>(call.row.functions[1]);
-  const bool turned = dims[PAIRS_IN] != NONE;
   const int64_t angle_step = turned && cos.shape[0] > 1 ? tokens : 0;
-  by_rows(call, kv.shape[0] * tokens, c + r, kTaskElements, [&](int64_t first, int64_t last) {
+  by_rows(call, batch * tokens, c + r, kTaskElements, [&](int64_t first, int64_t last) {
     for (int64_t row = first; row < last; ++row) {
       const int64_t b = row / tokens, t = row % tokens, to = b * room + start + t;
       const float* x = kv.as<float>() + row * dims[KV_WIDTH] + dims[KV_START];

@@ -1,0 +1,37 @@
+// What operands must be like for a kernel to read them safely; false after call.fail.
+#pragma once
+
+#include "kernel.h"
+
+namespace moec {
+
+inline bool holds(Call& call, int input, int64_t elements) {
+  const Tensor& t = call.in(input);
+  if (t.data ? t.size() == elements : !elements) return true;
+  call.fail("input %d holds %lld elements; %lld were expected", input, t.data ? (long long)t.size() : 0LL,
+            (long long)elements);
+  return false;
+}
+
+inline bool has_rank(Call& call, int input, int rank) {
+  if (call.in(input).rank == rank) return true;
+  call.fail("input %d has rank %d; %d was expected", input, call.in(input).rank, rank);
+  return false;
+}
+
+// Caches of `room` rows hold what a mask over `seen` tokens, `tokens` of them new, says.
+inline bool fits(Call& call, int64_t tokens, int64_t seen, int64_t room) {
+  if (tokens <= seen && seen <= room) return true;
+  call.fail("the attention mask covers %lld tokens, which must be at least the %lld new ones and fit the cache's "
+            "%lld rows",
+            (long long)seen, (long long)tokens, (long long)room);
+  return false;
+}
+
+// cos and sin [B, T, pairs], B being 1 or the batch.
+inline bool turns(Call& call, int cos, int64_t batch, int64_t tokens, int64_t pairs) {
+  const int64_t angles = tokens * pairs, given = call.in(cos).size();
+  return holds(call, cos, given == angles ? angles : batch * angles) && holds(call, cos + 1, given);
+}
+
+}  // namespace moec
