@@ -65,8 +65,8 @@ class Clock:
 def compile_model(
     model: str = "",
     target: str = "cpu",
-    out: str | Path = "",
     *,
+    out: str | Path,
     isa: str | None = None,
     budget: str = "0",
     log: str | Path | None = None,
@@ -84,8 +84,8 @@ def compile_model(
     model: a Hugging Face folder or "package.module:function"; or config, a config.json, with random_weights,
     a seed. isa: what the artifact may use, None for this machine's. budget: how much to tune ("0", "2m",
     "40t"). log: the tuning log. watch: a folder for the graph after each pass. check: compare numbers around
-    each pass.
-    threads: that it will be run with, None for this machine's. prove: compare the artifact with PyTorch.
+    each pass. threads: that it will be run with, None for this machine's. prove: compare the artifact with
+    PyTorch, if this machine can run it.
     Raises BadModel, UnsupportedOp, OutputTaken, CannotBuild, BadLog or NotProven: sentences for the user.
     """
     clock, machine = Clock(progress), target_of(target, isa)
@@ -108,7 +108,7 @@ def compile_model(
             files = artifact.store(folder, graph, front.traced.weights, names, tell)
         manifest = describe(front, machine, plan, files)
         manifest.write(folder)
-        if prove:
+        if prove and machine.runs_here:
             with clock.step("prove"):
                 facts = front.traced.facts
                 manifest = manifest.proven(proof.prove(folder, front.source, facts.vocab if facts else None))
@@ -176,6 +176,10 @@ def planned(front: Front, machine: Any, log: Log, budget: Budget, threads: int, 
     place = here(machine.capabilities.name, threads, machine.folder)
     tuned: Sequence[Kernel] = ()
     if not budget.empty and spaces:
+        if not machine.runs_here:
+            raise CannotBuild(
+                f"this machine does not run {machine.capabilities.name}: tune there, or --budget 0"
+            )
         weights = {kernel: count * machine.work(kernel) for kernel, count in uses.items()}
         versions = library.toolchain()
 

@@ -12,7 +12,7 @@ import onnx
 from onnx import helper
 
 from .ir import Graph, Node, Type, Value
-from .onnx_ops import SPELLINGS
+from .onnx_experts import SPELLINGS, keep_packed
 from .onnx_scope import Scope, onnx_dtype
 from .ops import sources
 
@@ -79,6 +79,7 @@ def lowered(graph: Graph, naming: Naming) -> Graph:
             raise ValueError(f"{node.op.name} has no ONNX spelling and no expansion  [from {whence}]")
         return node.op.expand(*inputs, **node.attrs)
 
+    graph = keep_packed(graph)
     while (simpler := graph.rewrite(step)).outputs != graph.outputs:
         graph = simpler
     return graph

@@ -179,38 +179,6 @@ def _linear(scope: Scope, node: Node, x: str, weight: str, bias: str = "") -> st
     return scope.op("Add", product, bias) if bias else product
 
 
-def _grouped_mm(scope: Scope, node: Node, x: str, weight: str, ends: str) -> str:
-    return _by_group(scope, node, x, weight, ends, transposed=False)
-
-
-def _grouped_matmul(scope: Scope, node: Node, x: str, order: str, ends: str, weight: str) -> str:
-    """A loop over experts needs less memory than the op's expansion, which copies a matrix for each row."""
-    share = int(node.attrs["share"])
-    rows = scope.op("Gather", x, scope.op("Div", order, scope.constant(share)), axis=0) if share else x
-    return _by_group(scope, node, rows, weight, ends, transposed=True)
-
-
-def _by_group(scope: Scope, node: Node, rows: str, weight: str, ends: str, transposed: bool) -> str:
-    """A loop over the experts that have rows: each multiplies its own, and the results follow one another."""
-    element, width = onnx_dtype(node.types[0].dtype), int(node.types[0].shape[1])
-    ends = scope.op("Cast", ends, to=onnx_dtype("i64"))
-    shifted = scope.op("Slice", ends, scope.constant([0]), scope.constant([-1]))
-    starts = scope.op("Concat", scope.constant([0]), shifted, axis=0)
-    chosen = scope.op("Squeeze", scope.op("NonZero", scope.op("Sub", ends, starts)), scope.constant([0]))
-
-    def step(body: Scope, trip: str, done: str) -> str:
-        expert = body.op("Gather", chosen, body.op("Unsqueeze", trip, body.constant([0])))
-        span = [body.op("Gather", edge, expert) for edge in (starts, ends)]
-        matrix = body.op("Squeeze", body.op("Gather", weight, expert), body.constant([0]))
-        if transposed:
-            matrix = body.op("Transpose", matrix, perm=[1, 0])
-        product = body.op("MatMul", body.op("Slice", rows, *span, body.constant([0])), matrix)
-        return body.op("Concat", done, product, axis=0)
-
-    nothing = scope.constant(np.zeros((0, width)), node.types[0].dtype)
-    return scope.loop(scope.op("Size", chosen), nothing, step, rank=2, element=element)
-
-
 def _sdpa(scope: Scope, node: Node, q: str, k: str, v: str, mask: str = "") -> str:
     """Query heads that share a key head become one more axis, so keys and values are never repeated."""
     heads, groups = node.inputs[0].shape[1], node.inputs[1].shape[1]
@@ -289,7 +257,5 @@ SPELLINGS: Mapping[str, Spelling] = {
     "scatter_rows": _scatter_rows,
     "bincount": _bincount,
     "linear": _linear,
-    "grouped_mm": _grouped_mm,
-    "grouped_matmul": _grouped_matmul,
     "sdpa": _sdpa,
 }

@@ -29,8 +29,8 @@ def prove(folder: Path, source: Source, vocabulary: int | None) -> dict[str, Any
     if not found["mean_error"] <= LIMIT:
         raise NotProven(
             f"the artifact of {source.name} is {found['mean_error']:.1e} off PyTorch on average, at most "
-            f"{LIMIT:.0e} was expected; nothing was written. --check finds a pass that moves numbers; --no-prove "
-            "keeps the artifact"
+            f"{LIMIT:.0e} was expected; nothing was written. --check finds a pass that moves numbers, "
+            "--no-prove keeps the artifact"
         )
     return found
 

@@ -1,12 +1,28 @@
-"""What all tests share: golden texts."""
+"""What all tests share: golden texts, and the tiny model of each family compiled once."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A tiny model: its Hugging Face folder, transformers' own model of it, and what compiling it gave."""
+
+    hub: Path
+    model: Any
+    out: Path
+    report: Any
+
+
+Compile = Callable[..., Compiled]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,3 +46,30 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str], None]:
         )
 
     return compare
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The user's folders of this session: tests neither see nor leave anything in the real ones."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        patch.setenv("XDG_DATA_HOME", str(folder / "data"))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def compiled(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Compile:
+    """Compiles a family's tiny model, with changes to its config: each once a session."""
+    from moec.compiler import compile_model
+
+    from . import models
+
+    @cache
+    def compile_once(family: str, **changes: Any) -> Compiled:
+        folder = tmp_path_factory.mktemp(family)
+        hub, out = folder / "hub", folder / "out"
+        model = models.save(hub, family, shard="60KB", **changes)
+        return Compiled(hub, model, out, compile_model(str(hub), out=out, prove=False, threads=2))
+
+    return compile_once

@@ -37,6 +37,11 @@ class Target:
         return [self.folder / "emit.py", self.folder / "isa.py", *(self.folder / "kernels").glob("*.py")]
 
     @property
+    def runs_here(self) -> bool:
+        """Whether this machine runs what is compiled."""
+        return isa.supports(self.isa)
+
+    @property
     def passes(self) -> tuple[Pass, ...]:
         return PASSES
 

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from moec.compiler import load
 from moec.compiler.cli import main
+from moec.targets.cpu import isa
 
 from .. import models
 
@@ -101,16 +102,26 @@ def test_bench_counts_bytes(compiled: tuple[Path, Any]) -> None:
     assert found["weights_per_token"] > found["active_bytes_per_token"] / 2
 
 
-def test_explain_of_the_artifact_and_of_the_model_agree(
+def test_explain_of_the_artifact_and_of_the_config_agree(
     compiled: tuple[Path, Any], hub: Path, tmp_path: Path
 ) -> None:
-    log = ("--log", tmp_path / "log.jsonl", "--threads", 1)
     of_artifact = printed("explain", compiled[0])
-    of_model = printed("explain", hub, *log)
-    of_config = printed("explain", "--config", hub, *log)
-    for found in (of_model, of_config):
-        assert found["kernels"] == of_artifact["kernels"]
-        assert found["cache"] == of_artifact["cache"]
+    of_config = printed("explain", "--config", hub, "--log", tmp_path / "log.jsonl", "--threads", 1)
+    for part in ("kernels", "cache", "active_bytes_per_token", "misses"):
+        assert of_config[part] == of_artifact[part]
+
+
+def test_any_module_compiles_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What no pattern matches becomes plain ONNX, correct all the same."""
+    source = (
+        "import torch\ndef make():\n  return torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh()), "
+    )
+    (tmp_path / "somebodys_model.py").write_text(source + "(torch.ones(3, 5),)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    report = printed("compile", "somebodys_model:make", "-o", tmp_path / "out", "--threads", 1)
+    assert report["proof"]["max_error"] < 1e-6
+    assert load(tmp_path / "out").session.run(None, {"in.0": np.ones((3, 5), np.float32)})[0].shape == (3, 7)
+    assert "is no language model" in refused("run", tmp_path / "out", "--tokens", "1")
 
 
 def test_tables_are_for_people(compiled: tuple[Path, Any]) -> None:
@@ -246,6 +257,16 @@ def test_a_broken_artifact_is_refused(compiled: tuple[Path, Any], tmp_path: Path
     (copy / "libmoec_cpu.so").write_bytes(data)
     assert "libmoec_cpu.so was altered" in refused("run", copy, "--tokens", "1")
     assert "libmoec_cpu.so was altered" in refused("bench", copy)
+
+
+def test_a_machine_may_compile_what_it_cannot_run(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moec.targets.cpu.isa.cpu_flags", lambda: frozenset(isa.V3.features))
+    other = ("compile", hub, "-o", tmp_path / "out", "--isa", "x86-64-v4", "--log", tmp_path / "log.jsonl")
+    assert "does not run x86-64-v4" in refused(*other, "--budget", "1t")
+    assert printed(*other)["proof"] is None
+    assert "this CPU lacks avx512bw" in refused("run", tmp_path / "out", "--tokens", "1")
 
 
 def test_tokens_must_be_numbers_of_the_vocabulary(compiled: tuple[Path, Any]) -> None:

@@ -11,8 +11,8 @@ import sympy
 
 from moec.compiler.interpret import interpret
 from moec.compiler.ir import DTYPES, B, Graph, L, S, T, Type, Value, make
+from moec.compiler.onnx_experts import SPELLINGS
 from moec.compiler.onnx_graph import function_of, to_onnx
-from moec.compiler.onnx_ops import SPELLINGS
 from moec.compiler.ops import cache, dense, latent, layout, norm, region, routing
 from moec.compiler.ops.sources import INPUT, literal_of
 from moec.compiler.ops.vocabulary import OPS
@@ -202,6 +202,19 @@ def routed(share: int) -> Graph:
 def test_routing_expands(share: int) -> None:
     graph = routed(share)
     agree(graph, feed(graph))
+
+
+@pytest.mark.parametrize("halves", [1, 2])
+def test_packed_experts_are_unpacked_one_by_one(halves: int) -> None:
+    x, packed = entry("x", "f32", 5, 3), entry("packed", "f32", 4, 2, 3, 8)
+    order, ends = entry("order", "i64", 10), entry("ends", "i64", 4)
+    w = layout.UNPACK(packed, rows=10, halves=halves)
+    graph = Graph((x, order, ends, packed), (routing.GROUPED_MATMUL(x, order, ends, w, share=2),), ("y",))
+    feeds = {"x": floats(5, 3), "packed": floats(4, 2, 3, 8)}
+    feeds |= {"order": RANDOM.permutation(10), "ends": np.array([0, 4, 4, 10])}
+    agree(graph, feeds)
+    nodes = to_onnx(graph, {}, lambda node: None).graph.node
+    assert "Transpose" not in {node.op_type for node in nodes}  # but in the loop
 
 
 def test_norm_and_rotary_expand() -> None:

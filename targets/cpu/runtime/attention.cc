@@ -10,7 +10,7 @@
 namespace moec {
 namespace {
 
-// --- latent attention ------------------------------------------------------------------------------------------
+// --- latent attention ----------------------------------------------------------------------------------------
 
 enum LatentDim { HEADS, NOPE, ROPE, LATENT, VALUE, PAIRS_IN, PAIRS_OUT };
 enum LatentKnob { NR, FEW, MANY, TILE, BLOCK, SPAN, PATH };
@@ -96,8 +96,9 @@ void project_values(const Latent& a, float* out) {
     const float* w = a.call.in(W_UV).as<float>() + n * a.value_padded * a.latent;
     float* y = out + a.row(b, 0, n) * a.value;
     float* padded = direct ? y : spare + task * a.tokens * a.value_padded;
-    multiply(&a.call.row.functions[PROJECT_LATENT], a.mixed + a.row(b, 0, n) * a.latent, a.heads * a.latent, w, padded,
-             direct ? step : a.value_padded, a.tokens, a.value_padded / a.nr);
+    const float* x = a.mixed + a.row(b, 0, n) * a.latent;
+    multiply(&a.call.row.functions[PROJECT_LATENT], x, a.heads * a.latent, w, padded, direct ? step : a.value_padded,
+             a.tokens, a.value_padded / a.nr);
     for (int64_t t = 0; !direct && t < a.tokens; ++t)
       memcpy(y + t * step, padded + t * a.value_padded, a.value * sizeof(float));
   });
@@ -187,7 +188,7 @@ void latent_attention(Call& call) {
   (path == AUTO ? absorbed_is_cheaper(a) : path == ABSORBED) ? absorbed(a, out) : materialised(a, out);
 }
 
-// --- grouped attention -----------------------------------------------------------------------------------------
+// --- grouped attention ---------------------------------------------------------------------------------------
 
 enum GroupedDim { G_HEADS, G_GROUPS, G_KEY, G_VALUE };
 enum GroupedKnob { G_FEW, G_MANY, G_TILE, G_BLOCK, G_SPAN };

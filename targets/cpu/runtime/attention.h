@@ -15,7 +15,8 @@ using Soften = void (*)(float* s, const int32_t* at, const int32_t* limit, float
                         int32_t keys);
 using Weigh = void (*)(const float* s, const float* values, const float* next, float* acc, const float* carry,
                        int32_t keys, int32_t tiles);
-using Merge = void (*)(const float* acc, const float* most, const float* total, float* y, int64_t step, int32_t parts);
+using Merge = void (*)(const float* acc, const float* most, const float* total, float* y, int64_t step,
+                       int32_t parts);
 using Multiply = void (*)(const float* x, const int64_t* xat, const float* w, float* y, const int64_t* yat,
                           const float* extra, int32_t panels);
 

@@ -27,7 +27,7 @@ struct Best {
   }
 };
 
-// --- top_k_gate: logits [M, experts], bias [experts] -> ids i64 [M, k], weights f32 [M, k] --------------------------
+// --- top_k_gate: logits [M, experts], bias [experts] -> ids i64 [M, k], weights f32 [M, k] -------------------
 
 enum GateDim { EXPERTS, K, GROUPS, KEEP, SIGMOID, TOP2, NORMALISE, BIAS };
 enum GateReal { EPS, SCALE };
@@ -48,8 +48,8 @@ struct Gate {
   }
 
   // scores select, probabilities weigh; values, places and kept are room for `experts` each.
-  void choose(const float* scores, const float* probabilities, float* values, int64_t* places, bool* kept, int64_t* ids,
-              float* weights) const {
+  void choose(const float* scores, const float* probabilities, float* values, int64_t* places, bool* kept,
+              int64_t* ids, float* weights) const {
     Best strongest{values, places, keep};
     for (int64_t g = 0; groups > 1 && g < groups; ++g) strongest.offer(strength(scores + g * group), g);
     std::fill(kept, kept + groups, groups == 1);
@@ -96,7 +96,7 @@ void top_k_gate(Call& call) {
   });
 }
 
-// --- permute: ids [M, k] -> order i64 [M*k], ends i64 [experts] -----------------------------------------------------
+// --- permute: ids [M, k] -> order i64 [M*k], ends i64 [experts] ----------------------------------------------
 
 enum PermuteDim { PERMUTE_EXPERTS };
 

@@ -25,7 +25,7 @@ void by_rows(Call& call, int64_t count, int64_t width, int64_t elements, F&& f) 
   });
 }
 
-// --- rms_norm: x [.., width], w [n] -> [.., n], the norm of columns start .. start+n-1 ----------------------------
+// --- rms_norm: x [.., width], w [n] -> [.., n], the norm of columns start .. start+n-1 -----------------------
 
 enum NormDim { N, WIDTH, START };
 
@@ -46,7 +46,7 @@ void rms_norm(Call& call) {
   });
 }
 
-// --- rotary: x [B, N, T, r], cos and sin [B, T, r/2] or broadcast to x [B | 1, N | 1, T | 1, r/2] -----------------
+// --- rotary: x [B, N, T, r], cos and sin [B, T, r/2] or broadcast to x [B | 1, N | 1, T | 1, r/2] ------------
 
 enum RotaryDim { SIZE };
 
@@ -78,7 +78,7 @@ void rotary(Call& call) {
   });
 }
 
-// --- caches [B, h, L, d]: rows go to S .. S+T-1, S+T being what the mask [B, S+T] covers ---------------------------
+// --- caches [B, h, L, d]: rows go to S .. S+T-1, S+T being what the mask [B, S+T] covers ---------------------
 
 // Everything but the new rows, when the runtime gave another buffer.
 void keep_old(Call& call, const Tensor& past, float* present, int64_t start, int64_t tokens) {
@@ -114,7 +114,7 @@ void append(Call& call) {
   });
 }
 
-// --- latent_write: kv [B, T, width] holds latents at column start and rotary keys behind them ----------------------
+// --- latent_write: kv [B, T, width] holds latents at column start and rotary keys behind them ----------------
 
 enum WriteDim { C, R, KV_WIDTH, KV_START, PAIRS_IN, PAIRS_OUT };
 enum WriteInput { KV, W_NORM, COS, SIN, PAST_LATENT, PAST_KEYS, MASK };
@@ -127,7 +127,8 @@ void latent_write(Call& call) {
   const int64_t *dims = call.row.dims, c = dims[C], r = dims[R], tokens = kv.shape[1], room = past.shape[2];
   const int64_t seen = call.in(MASK).shape[1], start = seen - tokens, batch = kv.shape[0];
   const bool turned = dims[PAIRS_IN] != NONE;
-  if (!fits(call, tokens, seen, room) || !holds(call, KV, batch * tokens * dims[KV_WIDTH]) || !holds(call, W_NORM, c) ||
+  if (!fits(call, tokens, seen, room) || !holds(call, KV, batch * tokens * dims[KV_WIDTH]) ||
+      !holds(call, W_NORM, c) || !holds(call, MASK, batch * seen) ||
       !holds(call, PAST_LATENT, batch * room * c) || !holds(call, PAST_KEYS, batch * room * r) ||
       (turned && !turns(call, COS, batch, tokens, r / 2)))
     return;
