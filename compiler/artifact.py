@@ -29,7 +29,7 @@ Verify = Literal["full", "size"]
 
 
 class OutputTaken(ValueError):
-    """The output folder holds something that may not be overwritten."""
+    """The output folder holds something that may not be overwritten, or cannot be made."""
 
 
 @contextmanager
@@ -41,8 +41,11 @@ def writing(out: Path, force: bool = False) -> Iterator[Path]:
     """
     out = out.resolve()
     _expect_free(out, force)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    except OSError as error:
+        raise OutputTaken(f"cannot write into {out.parent}: {error.strerror}; give another -o") from None
     try:
         folder.chmod(0o755)
         yield folder

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
+from .checkpoint import BadModel
 from .ir import B, L, S, T, Value
 from .ops.sources import INPUT
 
@@ -93,11 +94,17 @@ def example_of(config: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
 
 
 def load_config(file: Path) -> Any:
-    """The config of a model as transformers has it, without the quantization of its checkpoint."""
+    """The config of a model as transformers has it, without the quantization of its checkpoint.
+
+    Raises BadModel where transformers makes no sense of it.
+    """
     from transformers import AutoConfig
 
     with quiet():
-        config = AutoConfig.from_pretrained(str(file))
+        try:
+            config = AutoConfig.from_pretrained(str(file))
+        except Exception as error:  # of many kinds; all of them are about what the file says
+            raise BadModel(f"{file}: transformers refuses it: {' '.join(str(error).split())}") from error
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     return config

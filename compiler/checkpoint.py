@@ -118,7 +118,7 @@ def shards(folder: Path) -> list[Path]:
         return files
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise BadModel(f"{index}: not an index of shards: expected JSON with a weight_map") from None
     missing = [name for name in names if not (folder / name).exists()]
     if missing:

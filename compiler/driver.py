@@ -239,6 +239,7 @@ def describe(front: Front, machine: Any, plan: Plan, files: Mapping[str, File]) 
         active_bytes_per_token=costs.active_bytes(front.graph),
         passes=[asdict(report) for report in front.passes],
         misses=[str(miss) for miss in front.misses],
+        positions=facts.positions if facts else None,
     )
 
 

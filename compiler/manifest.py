@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 SCHEMA = 1
 NAME = "manifest.json"
+SEAL = "sha256"  # of all else in the file
 
 
 class BadArtifact(ValueError):
@@ -43,6 +45,7 @@ class Manifest:
     source: name, family, hash. target: name, isa, features (as the CPU names them), library (file or None).
     onnxruntime: the oldest release it loads in, the newest tried. cache: bytes_per_token as stored, and
     unfused_bytes_per_token with all heads' keys and values. proof: see proof.py; None where it was not run.
+    positions: the most tokens a text may have, None where the model takes none.
     """
 
     source: Mapping[str, str]
@@ -55,12 +58,14 @@ class Manifest:
     active_bytes_per_token: int
     passes: Sequence[Mapping[str, Any]]
     misses: Sequence[str] = ()
+    positions: int | None = None
     proof: Mapping[str, Any] | None = None
     schema: int = SCHEMA
 
     def write(self, folder: Path) -> None:
         """Write manifest.json; the folder is not an artifact before that."""
-        text = json.dumps(asdict(self), indent=1, sort_keys=True)
+        content = asdict(self)
+        text = json.dumps({**content, SEAL: seal(content)}, indent=1, sort_keys=True)
         (folder / NAME).write_text(text + "\n", encoding="utf-8")
 
     def proven(self, proof: Mapping[str, Any]) -> Manifest:
@@ -71,6 +76,11 @@ class Manifest:
     def size(self) -> int:
         """All bytes of the artifact's files, but for the manifest itself."""
         return sum(file.size for file in self.files.values())
+
+
+def seal(content: Mapping[str, Any]) -> str:
+    """The SHA-256 of a manifest's content however it is spelled, to tell when it was altered."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read(folder: Path) -> Manifest:
@@ -94,6 +104,9 @@ def parse(content: Any, path: Path) -> Manifest:
         raise BadArtifact(
             f"{path} has schema {content['schema']}, this moec reads {SCHEMA}: use the one that wrote it"
         )
+    content = dict(content)
+    if content.pop(SEAL, None) != seal(content):
+        raise BadArtifact(f"{path} was altered: its SHA-256 is not the one it names; copy it again")
     try:
         listed = content["files"].items()
         files = {str(name): File(int(each["size"]), str(each["sha256"])) for name, each in listed}
@@ -115,6 +128,8 @@ def _expect_types(manifest: Manifest, path: Path) -> None:
         value = getattr(manifest, section)
         if not isinstance(value, dict) or not isinstance(value.get(name), kind):
             raise BadArtifact(f"{path}: {place} is not the {kind.__name__} it should be; compile again")
+    if not isinstance(manifest.positions, int | None):
+        raise BadArtifact(f"{path}: positions is no whole number; compile again")
     if not re.match(r"\d+\.\d+", oldest := manifest.onnxruntime["oldest"]):
         raise BadArtifact(
             f"{path}: onnxruntime.oldest is {oldest!r}, expected a release such as 1.27; compile again"

@@ -48,7 +48,8 @@ class Artifact:
 
     @property
     def vocabulary(self) -> int:
-        """How many tokens there are."""
+        """How many tokens there are. Raises BadRequest where there are none."""
+        self._expect_language_model()
         return int(next(each.shape[-1] for each in self.session.get_outputs() if each.name == "logits"))
 
     def cache(self, batch: int, rows: int) -> dict[str, Array]:
@@ -92,7 +93,7 @@ class Artifact:
         attention_mask i64 [B, T]: 0 for padding, which is on the left. A sequence that said eos_token_id goes
         on with it; generation ends when all have, or after max_new_tokens.
         """
-        ids, mask = self._prompt(ids, attention_mask)
+        ids, mask = self._prompt(ids, attention_mask, max_new_tokens)
         choose = Sampler(temperature, top_k, top_p, seed)
         cache = self.cache(len(ids), ids.shape[1] + max_new_tokens)
         done = np.zeros(len(ids), bool)
@@ -115,9 +116,12 @@ class Artifact:
             logits = self.step(chunk, mask[:, : seen + start + chunk.shape[1]], cache)
         return np.asarray(logits[:, -1])
 
-    def _prompt(self, ids: Any, mask: Any) -> tuple[Array, Array]:
+    def _expect_language_model(self) -> None:
         if not self._language_model:
             raise BadRequest(f"{self.folder} is no language model; use .session.run with its own inputs")
+
+    def _prompt(self, ids: Any, mask: Any, new: int = 0) -> tuple[Array, Array]:
+        self._expect_language_model()
         ids = np.asarray(ids, np.int64)
         if ids.ndim != 2 or not ids.size:
             raise BadRequest(f"got token ids of shape {list(ids.shape)}, expected [batch, tokens], none 0")
@@ -127,6 +131,9 @@ class Artifact:
         mask = np.ones_like(ids) if mask is None else np.asarray(mask, np.int64)
         if mask.shape != ids.shape:
             raise BadRequest(f"got an attention mask {list(mask.shape)} for token ids {list(ids.shape)}")
+        most, wanted = self.manifest.positions, int(mask.sum(axis=1).max()) + new
+        if most is not None and wanted > most:
+            raise BadRequest(f"the model has {most} positions, prompt and new tokens need {wanted}")
         return ids, mask
 
 

@@ -71,7 +71,9 @@ def family_of(file: Path) -> str:
         config = json.loads(file.read_text())
     except ValueError as error:
         raise BadModel(f"{file}: not JSON: {error}") from None
-    family = config.get("model_type")
+    if not isinstance(config, dict):
+        raise BadModel(f"{file}: holds a {type(config).__name__}, expected a config with a model_type")
+    family: Any = config.get("model_type")
     if family not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise BadModel(

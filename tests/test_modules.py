@@ -48,8 +48,8 @@ class Loudest(nn.Module):
     def forward(self, x):
         weights, ids = self.gate(x).softmax(-1).topk(2)
         rows = x[:, None].expand(-1, 2, -1).reshape(-1, x.shape[1], 1)
-        gate, up = (self.up[ids.reshape(-1)] @ rows).chunk(2, 1)
-        y = self.down[ids.reshape(-1)] @ (nn.functional.silu(gate) * up)
+        gate, up = (self.up[ids.reshape(-1)] @ rows).squeeze(-1).chunk(2, -1)
+        y = self.down[ids.reshape(-1)] @ (nn.functional.silu(gate) * up)[..., None]
         return (y.reshape(-1, 2, x.shape[1]) * weights[..., None]).amax(1)
 
 

@@ -24,11 +24,14 @@ class Log:
     """The records of one file, in the file's order, and the sentences about lines that are none."""
 
     def __init__(self, path: Path) -> None:
-        """Reads path; a missing file is an empty log. Raises BadLog if no line is a record."""
+        """Reads path; a missing file is an empty log. Raises BadLog if it is no file, or no line a record."""
         self.path = path
         self.records: list[Record] = []
         self.problems: list[str] = []
-        *lines, last = path.read_bytes().split(b"\n") if path.exists() else [b""]
+        try:
+            *lines, last = path.read_bytes().split(b"\n") if path.exists() else [b""]
+        except OSError as error:
+            raise BadLog(f"{path} is no log: {error.strerror}; name another file with --log") from None
         for number, line in enumerate(lines, 1):
             self._read(line, number)
         if self.problems and not self.records:

@@ -16,7 +16,7 @@ import pytest
 
 from moec.compiler import artifact, load
 from moec.compiler.interpret import interpret
-from moec.compiler.manifest import SCHEMA, BadArtifact
+from moec.compiler.manifest import SCHEMA, SEAL, BadArtifact, seal
 from moec.compiler.runner import Artifact, BadRequest, Sampler
 from moec.targets.base import CannotBuild
 from moec.targets.cpu.target import target
@@ -50,6 +50,8 @@ def copy(plain: Path, tmp_path: Path) -> Path:
 def edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     change(manifest)
+    manifest.pop(SEAL)
+    manifest[SEAL] = seal(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
