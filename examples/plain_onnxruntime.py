@@ -37,12 +37,8 @@ def greedy(session: ort.InferenceSession, prompt: list[int], steps: int) -> list
         binding.bind_cpu_input("attention_mask", np.ones((1, seen), np.int64))
         binding.bind_output("logits")
         session.run_with_iobinding(binding)
-        logits = next(
-            value
-            for item, value in zip(session.get_outputs(), binding.get_outputs())
-            if item.name == "logits"
-        )
-        new = [int(logits.numpy()[0, -1].argmax())]
+        logits = binding.get_outputs()[-1].numpy()  # in the order in which they were bound
+        new = [int(logits[0, -1].argmax())]
         answer += new
     return answer
 

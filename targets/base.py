@@ -69,7 +69,7 @@ class CannotBuild(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Emitted:
-    """A compiled kernel: its object code and the row of the kernel table that makes it known to the runtime."""
+    """A compiled kernel: its object code and its functions, in the order the runtime knows them."""
 
     kernel: Kernel
     schedule: Schedule

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("home")
 def run(name: str, *arguments: Any) -> str:
     """What an example prints."""
     command = [sys.executable, EXAMPLES / name, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -35,8 +35,8 @@ def test_there_is_a_test_for_each() -> None:
 
 def test_add_a_pass() -> None:
     lines = run("add_a_pass.py").splitlines()
-    assert lines[0] == "without the pass: 3 linear"
-    assert lines[1] == "with the pass: 1 linear, 1 linear_swiglu"
+    assert lines[0] == "without the pass: no kernel"
+    assert lines[1] == "with the pass: linear_add, linear_swiglu"
 
 
 def test_compile_and_generate(tmp_path: Path) -> None:

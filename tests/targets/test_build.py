@@ -171,7 +171,7 @@ def test_cxx_is_obeyed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CXX", f"{compiler} --flag")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert find_compiler() == (str(compiler), "--flag", "-march=x86-64")
-    with pytest.raises(CannotBuild, match="mine --flag .*failed on the kernel library:\nall is wrong"):
+    with pytest.raises(CannotBuild, match=r"mine --flag .*failed on the kernel library:\nall is wrong"):
         link([], tmp_path / "library.so", isa.V3)
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(CannotBuild, match="CXX names 'no-such-compiler', which is not on PATH"):

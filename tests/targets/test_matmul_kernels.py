@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from random import Random
 
 import numpy as np
@@ -47,7 +48,8 @@ def grouped_feeds(bench: Bench, chosen: Sequence[Sequence[int]]) -> list[np.ndar
 @pytest.mark.parametrize(("k", "n"), [(7, 13), (129, 100)])
 def test_any_count_of_rows(kind: str, k: int, n: int, level: isa.Isa, build: Build) -> None:
     bench = build(kernel_of(kind, k, n), level)
-    for rows in (*range(2 * int(bench.schedule["mr"]) + 2), 100):
+    tallest = int(bench.schedule["mr"])
+    for rows in (*range(tallest + 2), 2 * tallest + 1, 100):
         assert (rows, bench.check_feeds(bench.feeds(rows))) == (rows, None)
 
 
@@ -106,6 +108,16 @@ def test_results_do_not_depend_on_threads_or_tasks(kind: str, build: Build) -> N
     feeds = one.feeds(50)
     wanted = one.case.reference(kernel, operands(feeds, one.weights))
     np.testing.assert_array_equal(one.run(feeds, wanted)[0], many.run(feeds, wanted)[0])
+
+
+def test_sessions_side_by_side(build: Build) -> None:
+    bench = build(kernel_of("grouped_combine", 64, 96), isa.V3, mr=3, grain=1)
+    feeds = bench.feeds(40)
+    wanted = bench.case.reference(bench.kernel, operands(feeds, bench.weights))
+    (alone,) = bench.run(feeds, wanted)
+    with ThreadPoolExecutor(4) as pool:
+        for (together,) in pool.map(lambda _: bench.run(feeds, wanted), range(40)):
+            np.testing.assert_array_equal(together, alone)
 
 
 def test_leading_axes_are_rows(level: isa.Isa, build: Build) -> None:
