@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
+import glob
 import hashlib
 import os
 import shutil
@@ -25,6 +28,8 @@ MODEL = "model.onnx"
 # The oldest onnxruntime that runs functions where no kernel is registered, and the newest that was tried.
 ONNXRUNTIME = {"oldest": "1.27", "tested": "1.32"}
 
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux
+
 Verify = Literal["full", "size"]
 
 
@@ -36,23 +41,41 @@ class OutputTaken(ValueError):
 def writing(out: Path, force: bool = False) -> Iterator[Path]:
     """A temporary folder beside `out` that takes its place when the block ends well, and vanishes otherwise.
 
-    With `force` an earlier artifact stays as it is until then. Raises OutputTaken where `out` is not empty
-    and not to be replaced, or, even with `force`, is not an artifact.
+    Where a killed process could not make its own vanish, the next one does. With `force` an earlier artifact
+    stays as it is until then. Raises OutputTaken where `out` is not empty and not to be replaced, or, even
+    with `force`, is not an artifact.
     """
     out = out.resolve()
     _expect_free(out, force)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(out)
         folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
     except OSError as error:
         raise OutputTaken(f"cannot write into {out.parent}: {error.strerror}; give another -o") from None
+    claim = os.open(folder, os.O_RDONLY)
     try:
+        fcntl.flock(claim, fcntl.LOCK_EX)  # let go of when this process ends, however it does
         folder.chmod(0o755)
         yield folder
         _expect_free(out, force)
         _swap(folder, out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(claim)
+
+
+def _sweep(out: Path) -> None:
+    """Remove temporary folders of `out` that no living process claims."""
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):
+        claim = os.open(left, os.O_RDONLY)
+        try:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left, ignore_errors=True)
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(claim)
 
 
 def _expect_free(out: Path, force: bool) -> None:
@@ -69,14 +92,13 @@ def _expect_free(out: Path, force: bool) -> None:
 
 
 def _swap(folder: Path, out: Path) -> None:
-    """Put `folder` in the place of `out`; what was there is gone only afterwards."""
+    """Put `folder` in the place of `out`, in one step; what was there is then in `folder`."""
     if not out.exists() or not any(out.iterdir()):
         os.replace(folder, out)
         return
-    old = folder.with_suffix(".old")
-    os.replace(out, old)
-    os.replace(folder, out)
-    shutil.rmtree(old)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(AT_FDCWD, os.fsencode(folder), AT_FDCWD, os.fsencode(out), RENAME_EXCHANGE):
+        raise OutputTaken(f"cannot replace {out}: {os.strerror(ctypes.get_errno())}; give another -o")
 
 
 def store(

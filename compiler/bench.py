@@ -42,8 +42,12 @@ class Bench:
 
 
 def bench(artifact: Artifact, prompt: int, new: int, batch: int, threads: int, runs: int = 5) -> Bench:
-    """Time a prompt of random tokens, then `new` tokens one by one, `runs` times, after one to warm up."""
-    ids = np.random.default_rng(0).integers(0, artifact.vocabulary, (batch, prompt))
+    """Time a prompt of random tokens, then `new` tokens one by one, `runs` times, after one to warm up.
+
+    Raises BadRequest where the model has fewer positions.
+    """
+    random = np.random.default_rng(0).integers(0, artifact.vocabulary, (batch, prompt))
+    ids, _ = artifact.prompt(random, new=new)
     times = [_once(artifact, ids, new) for _ in range(1 + runs)][1:]
     prefill, decode, read = (statistics.median(column) for column in zip(*times))
     ceiling = read_bandwidth(threads)

@@ -91,15 +91,14 @@ def compile_model(
     clock, machine = Clock(progress), target_of(target, isa)
     threads = threads or len(os.sched_getaffinity(0))
     machine.expect_tools()
+    known = Log(Path(log or default_path()))
     source = resolve(model, Path(config) if config else None, random_weights)
     if source.config and not source.checkpoint and source.seed is None:
         raise BadModel(f"{source.name}: a config alone has no weights to compile; add --random-weights SEED")
     with artifact.writing(Path(out), force) as folder:
         front = understand(source, machine, clock, watch, check)
         with clock.step("tune"):
-            plan = planned(
-                front, machine, Log(Path(log or default_path())), Budget.parse(budget), threads, progress
-            )
+            plan = planned(front, machine, known, Budget.parse(budget), threads, progress)
         with clock.step("emit") as tell:
             jobs = [(kernel, choice.schedule) for kernel, choice in plan.items()]
             machine.link(library.emit_all(machine, jobs, tell), folder / machine.library)

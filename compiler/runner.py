@@ -74,7 +74,7 @@ class Artifact:
 
     def logits(self, ids: Any, attention_mask: Any = None) -> Array:
         """Logits f32 [B, T, vocab] of whole sequences i64 [B, T]; attention_mask i64 [B, T], left padding."""
-        ids, mask = self._prompt(ids, attention_mask)
+        ids, mask = self.prompt(ids, attention_mask)
         return self.step(ids, mask, self.cache(*ids.shape))
 
     def generate(
@@ -93,7 +93,7 @@ class Artifact:
         attention_mask i64 [B, T]: 0 for padding, which is on the left. A sequence that said eos_token_id goes
         on with it; generation ends when all have, or after max_new_tokens.
         """
-        ids, mask = self._prompt(ids, attention_mask, max_new_tokens)
+        ids, mask = self.prompt(ids, attention_mask, max_new_tokens)
         choose = Sampler(temperature, top_k, top_p, seed)
         cache = self.cache(len(ids), ids.shape[1] + max_new_tokens)
         done = np.zeros(len(ids), bool)
@@ -120,7 +120,8 @@ class Artifact:
         if not self._language_model:
             raise BadRequest(f"{self.folder} is no language model; use .session.run with its own inputs")
 
-    def _prompt(self, ids: Any, mask: Any, new: int = 0) -> tuple[Array, Array]:
+    def prompt(self, ids: Any, mask: Any = None, new: int = 0) -> tuple[Array, Array]:
+        """Token ids and mask i64 [B, T], if the model can take them and `new` more; else BadRequest."""
         self._expect_language_model()
         ids = np.asarray(ids, np.int64)
         if ids.ndim != 2 or not ids.size:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import sys
@@ -12,16 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from safetensors.numpy import load_file, save_file
 
 from moec.compiler import library
-from moec.compiler.cli import main
-from moec.compiler.manifest import SEAL, seal
 from moec.targets.base import CannotBuild
 from moec.targets.cpu import isa
 
-from . import models
+from .command import contents, leaves_alone, moec, printed, refused
 from .conftest import Compile
 
 FAMILY = "deepseek_v3"
@@ -31,48 +27,6 @@ EXPERT = "model.layers.1.mlp.experts.3.down_proj.weight"
 Change = Callable[[Path], Any]
 
 pytestmark = pytest.mark.usefixtures("home")
-
-
-def moec(*arguments: Any) -> Result:
-    """The command's result; a traceback is the test's failure."""
-    result = CliRunner().invoke(main, [str(each) for each in arguments])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
-
-
-def printed(*arguments: Any) -> Any:
-    """What a command that ends well prints as JSON."""
-    result = moec(*arguments, "--json")
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
-
-
-def refused(*arguments: Any) -> str:
-    """The sentence with which a command refuses."""
-    result = moec(*arguments)
-    assert result.exit_code == 2, result.output
-    assert not result.stdout
-    assert "Traceback" not in result.stderr
-    *usage, sentence = result.stderr.strip().split("\n\n")
-    assert sentence.startswith("Error: " if usage else "moec: ")
-    return " ".join(sentence.split())
-
-
-def contents(folder: Path) -> dict[str, str]:
-    """Every file and folder below a folder, hidden ones too, with the hash of what is in it."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
-        for path in folder.rglob("*")
-    }
-
-
-def leaves_alone(folder: Path, *arguments: Any) -> str:
-    """The sentence with which a command refuses, having changed nothing below the folder."""
-    before = contents(folder)
-    sentence = refused(*arguments)
-    assert contents(folder) == before
-    return sentence
 
 
 @pytest.fixture(scope="session")
@@ -89,12 +43,6 @@ def artifact(compiled: Compile) -> Path:
 def broken(hub: Path, tmp_path: Path) -> Path:
     """A copy of the model, to be broken."""
     return Path(shutil.copytree(hub, tmp_path / "broken"))
-
-
-@pytest.fixture
-def damaged(artifact: Path, tmp_path: Path) -> Path:
-    """A copy of the artifact, to be damaged."""
-    return Path(shutil.copytree(artifact, tmp_path / "damaged"))
 
 
 # models
@@ -278,20 +226,21 @@ def test_an_output_folder_that_cannot_be(hub: Path, tmp_path: Path, out: str) ->
 
 
 def test_force_keeps_the_old_artifact_until_the_new_one_is_whole(
-    hub: Path, damaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Path, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "--force" in leaves_alone(tmp_path, "compile", hub, "-o", damaged)
+    out = Path(shutil.copytree(artifact, tmp_path / "out"))
+    assert "--force" in leaves_alone(tmp_path, "compile", hub, "-o", out)
 
     def fail(*arguments: Any) -> Any:
         raise CannotBuild("the disk is on fire; put it out")
 
     with monkeypatch.context() as patch:
         patch.setattr(library, "emit_all", fail)
-        assert "put it out" in leaves_alone(tmp_path, "compile", hub, "-o", damaged, "--force")
-    before = contents(damaged)
-    printed("compile", "--config", hub, "--random-weights", 5, "-o", damaged, "--force", "--no-prove")
-    assert contents(damaged)["weights-001.bin"] != before["weights-001.bin"]
-    assert [path.name for path in tmp_path.iterdir()] == ["damaged"]
+        assert "put it out" in leaves_alone(tmp_path, "compile", hub, "-o", out, "--force")
+    before = contents(out)
+    printed("compile", "--config", hub, "--random-weights", 5, "-o", out, "--force", "--no-prove")
+    assert contents(out)["weights-001.bin"] != before["weights-001.bin"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 # the tuning log
@@ -317,101 +266,3 @@ def test_a_log_with_a_torn_last_line_is_used_without_it(hub: Path, tmp_path: Pat
     assert (shown.exit_code, json.loads(shown.stdout)) == (0, [])
     assert f"{log}:1: the last line is torn" in shown.stderr
     printed("compile", hub, "-o", tmp_path / "out", "--log", log, "--no-prove")
-
-
-# artifacts
-
-
-def flip(file: Path, position: int) -> None:
-    data = bytearray(file.read_bytes())
-    data[position] ^= 1
-    file.write_bytes(data)
-
-
-def listed(artifact: Path) -> list[str]:
-    return sorted(json.loads((artifact / "manifest.json").read_text())["files"])
-
-
-@pytest.mark.parametrize("place", [0.0, 0.5, 1.0])
-def test_one_flipped_byte(damaged: Path, place: float) -> None:
-    names = listed(damaged)
-    assert {"libmoec_cpu.so", "model.onnx"} < set(names)
-    for name in names:
-        file = damaged / name
-        position = int(place * (file.stat().st_size - 1))
-        flip(file, position)
-        for command in (("run", "--tokens", "1"), ("bench",)):
-            sentence = leaves_alone(damaged, command[0], damaged, *command[1:])
-            assert f"{file} was altered" in sentence
-        flip(file, position)
-    assert moec("run", damaged, "--tokens", "1", "--max-new", 1).exit_code == 0
-
-
-def test_one_flipped_byte_of_the_manifest(damaged: Path) -> None:
-    data = (damaged / "manifest.json").read_bytes()
-    for position in np.linspace(0, len(data) - 2, 40).astype(int):
-        flip(damaged / "manifest.json", position)
-        assert "manifest.json" in refused("run", damaged, "--tokens", "1")
-        flip(damaged / "manifest.json", position)
-
-
-@pytest.mark.parametrize("name", ["model.onnx", "libmoec_cpu.so", "manifest.json"])
-def test_a_missing_file(damaged: Path, name: str) -> None:
-    (damaged / name).unlink()
-    assert name in leaves_alone(damaged, "run", damaged, "--tokens", "1")
-
-
-def test_an_artifact_for_another_cpu(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lacking = isa.cpu_flags() - {"avx2"}
-    monkeypatch.setattr(isa, "cpu_flags", lambda: lacking)
-    sentence = refused("run", artifact, "--tokens", "1")
-    assert "this CPU lacks avx2" in sentence
-    assert "compile the model for this machine" in sentence
-
-
-@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "..", "weights/../../secret"])
-def test_an_artifact_that_reaches_outside(damaged: Path, tmp_path: Path, name: str) -> None:
-    (tmp_path / "secret").write_text("s")
-    manifest = json.loads((damaged / "manifest.json").read_text())
-    del manifest[SEAL]
-    manifest["files"][name] = {"size": 1, "sha256": hashlib.sha256(b"s").hexdigest()}
-    (damaged / "manifest.json").write_text(json.dumps({**manifest, SEAL: seal(manifest)}))
-    assert repr(name) in leaves_alone(tmp_path, "run", damaged, "--tokens", "1")
-
-
-def test_no_artifact(tmp_path: Path) -> None:
-    assert "has no manifest.json" in refused("run", tmp_path, "--tokens", "1")
-    assert "is not a folder" in refused("bench", tmp_path / "nowhere")
-
-
-# prompts
-
-
-@pytest.mark.parametrize("tokens", ["", "a,b", "1,,2", "1.5", "1;2"])
-def test_tokens_that_are_none(artifact: Path, tokens: str) -> None:
-    assert f"{tokens!r} is not a list of token ids such as 1,2,3" in refused(
-        "run", artifact, "--tokens", tokens
-    )
-
-
-@pytest.mark.parametrize("token", [-1, models.VOCAB])
-def test_a_token_outside_the_vocabulary(artifact: Path, token: int) -> None:
-    sentence = refused("run", artifact, "--tokens", f"1,{token}")
-    assert f"got token id {token}, but the vocabulary is 0..{models.VOCAB - 1}" in sentence
-
-
-def test_more_tokens_than_positions(artifact: Path) -> None:
-    positions = models.config(FAMILY).max_position_embeddings
-    prompt = ",".join(["1"] * positions)
-    sentence = refused("run", artifact, "--tokens", prompt, "--max-new", 2)
-    assert str(positions) in sentence
-    assert str(positions + 2) in sentence
-
-
-def test_a_model_that_takes_no_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = "import torch\ndef made():\n    return torch.nn.Tanh(), torch.ones(3, 4)\n"
-    (tmp_path / "tanh_model.py").write_text(source)
-    monkeypatch.syspath_prepend(tmp_path)
-    printed("compile", "tanh_model:made", "-o", tmp_path / "out")
-    for command in (("run", "--tokens", "1"), ("bench",)):
-        assert "is no language model" in refused(command[0], tmp_path / "out", *command[1:])

@@ -102,14 +102,9 @@ def test_prompts_of_different_lengths_in_a_batch(family: Family) -> None:
     ids, mask = padded()
     real = mask.astype(bool)
     close(family.artifact.logits(ids, mask)[real], family.wanted(ids, mask)[real])
-    wanted = family.compiled.model.generate(
-        torch.from_numpy(ids),
-        attention_mask=torch.from_numpy(mask),
-        max_new_tokens=16,
-        do_sample=False,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
+    options = {"max_new_tokens": 16, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    prompts, attended = torch.from_numpy(ids), torch.from_numpy(mask)
+    wanted = family.compiled.model.generate(prompts, attention_mask=attended, **options)
     np.testing.assert_array_equal(family.artifact.generate(ids, 16, mask), wanted.numpy())
 
 
@@ -120,10 +115,8 @@ def test_decoding_token_by_token_equals_one_shot(family: Family) -> None:
     wanted = family.wanted(everything, every_mask)
     cache = stale(family.artifact, 3, everything.shape[1])
     pieces = [family.artifact.step(ids, mask, cache)]
-    for position in range(9, 15):
-        pieces.append(
-            family.artifact.step(everything[:, position : position + 1], every_mask[:, : position + 1], cache)
-        )
+    for at in range(9, 15):
+        pieces.append(family.artifact.step(everything[:, at : at + 1], every_mask[:, : at + 1], cache))
     real = every_mask.astype(bool)
     close(np.concatenate(pieces, axis=1)[real], wanted[real])
 

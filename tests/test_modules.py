@@ -18,7 +18,7 @@ import torch
 from moec.compiler import compile_model, explain, load
 from moec.tuning.log import Log
 
-from .test_bad_input import printed
+from .command import printed
 
 MODULE = '''
 import torch
@@ -204,6 +204,8 @@ def test_a_kill_leaves_no_output_and_a_log_that_can_be_read(
     assert len(found.records) >= 2
     assert len(found.problems) <= 1
     assert all(json.loads(record.line()) for record in found.records)
+    assert list(tmp_path.glob(".out.*"))
     report = compile_model("own_models:pair", out=out, log=log, threads=1)
+    assert not list(tmp_path.glob(".out.*"))
     assert report.manifest.proof is not None
     assert load(out, threads=1)

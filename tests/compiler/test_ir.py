@@ -62,6 +62,7 @@ def test_attributes_are_plain_and_complete() -> None:
 
 
 def test_interned_nodes_die_with_their_last_reader() -> None:
+    gc.collect()
     before = len(ir._interned)
     value = source("short-lived", 7)
     for _ in range(20_000):
