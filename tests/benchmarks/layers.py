@@ -28,7 +28,7 @@ def moe(experts: int) -> tuple[Any, tuple[Any, ...]]:
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.copy_(torch.randn_like(parameter) * parameter.shape[-1] ** -0.5)
-    return layer, (torch.randn(2, 3, HIDDEN),)
+    return layer, (torch.randn(2, 1, HIDDEN),)
 
 
 def moe_8() -> tuple[Any, tuple[Any, ...]]:

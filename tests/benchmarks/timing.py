@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 Call = Callable[[], object]
 BURST = 3
@@ -28,3 +29,25 @@ def seconds(call: Call) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison: our median seconds, a peer's, and how much faster we must be; required 0: no bar."""
+
+    what: str
+    peer: str
+    ours_s: float
+    peer_s: float
+    required: float
+
+    @property
+    def ratio(self) -> float:
+        return self.peer_s / self.ours_s
+
+
+def rows(what: str, seconds: Mapping[str, float], bars: Mapping[str, float]) -> Iterator[Row]:
+    """A row for each peer in the timings, where `moec` is ours."""
+    for peer, theirs in seconds.items():
+        if peer != "moec":
+            yield Row(what, peer, seconds["moec"], theirs, bars.get(peer, 0.0))
