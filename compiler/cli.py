@@ -132,6 +132,7 @@ def main() -> None:
     callback=budget_of,
     help="How long to tune: 90s, 2m or 1h in all, 40t for trials a kernel, 0 for what the log knows.",
 )
+@click.option("--retune", is_flag=True, help="Search on where the log already has a result.")
 @with_log
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
 @click.option(
@@ -266,4 +267,6 @@ def expect_model(model: str, config: Path | None) -> None:
 def show(report: Any, machine: bool, misses: int = 5) -> None:
     from .report import render
 
+    for warning in report.warnings:
+        click.echo(f"moec: {warning}", err=True)
     say(machine, report.json(), lambda console: console.print(render(report, misses)))

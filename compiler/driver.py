@@ -69,6 +69,7 @@ def compile_model(
     out: str | Path,
     isa: str | None = None,
     budget: str = "0",
+    retune: bool = False,
     log: str | Path | None = None,
     force: bool = False,
     watch: Path | None = None,
@@ -81,11 +82,12 @@ def compile_model(
 ) -> Report:
     """Compile a model into the folder `out`, which appears whole or not at all.
 
-    model: a Hugging Face folder or "package.module:function"; or config, a config.json, with random_weights,
-    a seed. isa: what the artifact may use, None for this machine's. budget: how much to tune ("0", "2m",
-    "40t"). log: the tuning log. watch: a folder for the graph after each pass. check: compare numbers around
-    each pass. threads: that it will be run with, None for this machine's. prove: compare the artifact with
-    PyTorch, if this machine can run it.
+    model: a Hugging Face folder or "package.module:function"; or config, a config.json, with
+    random_weights, a seed. isa: what the artifact may use, None for this machine's. budget: how much to
+    tune ("0", "2m", "40t"). retune: search on where the log already has a result. log: the tuning log.
+    watch: a folder for the graph after each pass. check: compare numbers around each pass. threads: that
+    it will be run with, None for this machine's. prove: compare the artifact with PyTorch, if this
+    machine can run it.
     Raises BadModel, UnsupportedOp, OutputTaken, CannotBuild, BadLog or NotProven: sentences for the user.
     """
     clock, machine = Clock(progress), target_of(target, isa)
@@ -98,7 +100,7 @@ def compile_model(
     with artifact.writing(Path(out), force) as folder:
         front = understand(source, machine, clock, watch, check)
         with clock.step("tune"):
-            plan = planned(front, machine, known, Budget.parse(budget), threads, progress)
+            plan = planned(front, machine, known, Budget.parse(budget), threads, progress, retune)
         with clock.step("emit") as tell:
             jobs = [(kernel, choice.schedule) for kernel, choice in plan.items()]
             machine.link(library.emit_all(machine, jobs, tell), folder / machine.library)
@@ -111,7 +113,7 @@ def compile_model(
             with clock.step("prove"):
                 facts = front.traced.facts
                 manifest = manifest.proven(proof.prove(folder, front.source, facts.vocab if facts else None))
-        report = Report(manifest, Path(out), clock.seconds)
+        report = Report(manifest, Path(out), clock.seconds, known.problems)
         (folder / REPORT).write_text(html(report), encoding="utf-8")
         manifest.write(folder)
     return report
@@ -137,8 +139,9 @@ def explain(
     clock, machine = Clock(progress), target_of(target, isa)
     threads = threads or len(os.sched_getaffinity(0))
     front = understand(resolve(model, Path(config) if config else None), machine, clock, watch, check=False)
-    plan = planned(front, machine, Log(Path(log or default_path())), NOTHING, threads, quiet)
-    return Report(describe(front, machine, plan, {}), None, clock.seconds)
+    known = Log(Path(log or default_path()))
+    plan = planned(front, machine, known, NOTHING, threads, quiet)
+    return Report(describe(front, machine, plan, {}), None, clock.seconds, known.problems)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +171,15 @@ def understand(source: Source, machine: Any, clock: Clock, watch: Path | None, c
     return Front(source, traced, graph, kernels, reports, misses)
 
 
-def planned(front: Front, machine: Any, log: Log, budget: Budget, threads: int, progress: Progress) -> Plan:
+def planned(
+    front: Front,
+    machine: Any,
+    log: Log,
+    budget: Budget,
+    threads: int,
+    progress: Progress,
+    retune: bool = False,
+) -> Plan:
     """A schedule for each kernel: searched for while the budget lasts, or from the log, or the default."""
     uses = Counter(front.kernels.values())
     spaces = {kernel: machine.space(kernel) for kernel in uses}
@@ -188,7 +199,15 @@ def planned(front: Front, machine: Any, log: Log, budget: Budget, threads: int, 
 
         with Worker(*machine.device(threads)) as judge:
             tuned = tune(
-                spaces, judge, budget, log, place, weights=weights, versions=versions, progress=tell
+                spaces,
+                judge,
+                budget,
+                log,
+                place,
+                weights=weights,
+                retune=retune,
+                versions=versions,
+                progress=tell,
             ).kernels
     return make_plan(uses, spaces, log, place, tuned)
 
@@ -227,6 +246,8 @@ def describe(front: Front, machine: Any, plan: Plan, files: Mapping[str, File]) 
                 chosen.schedule,
                 chosen.why,
                 uses[kernel],
+                round(chosen.gain, 3),
+                chosen.tried,
             )
             for kernel, chosen in plan.items()
         ],

@@ -29,13 +29,19 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class PlannedKernel:
-    """One row of the kernel library; `why` tells where the schedule came from: exact, default or tuned."""
+    """One row of the kernel library.
+
+    why: where the schedule came from, "tuned", "log" or "default"; gain: the default's time over its time;
+    tried: how many schedules were ever measured for this kernel on such a machine. uses: nodes with it.
+    """
 
     name: str
     kernel: str
     schedule: Mapping[str, int | str]
     why: str
     uses: int
+    gain: float = 1.0
+    tried: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,22 +15,31 @@ from rich.text import Text
 from ..tuning.log import Log
 from ..tuning.record import Record
 from .bench import Bench
-from .manifest import Manifest
+from .manifest import Manifest, PlannedKernel
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A manifest, where the artifact is (None: there is none), and how long each step took, in seconds."""
+    """A manifest, where the artifact is (None: there is none), and how long each step took, in seconds.
+
+    warnings: sentences about what was left out on the way.
+    """
 
     manifest: Manifest
     out: Path | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
 
     def json(self) -> dict[str, Any]:
         """For machines: everything the tables show, and more."""
-        return {"out": self.out and str(self.out), "seconds": dict(self.seconds), **asdict(self.manifest)}
+        own = {
+            "out": self.out and str(self.out),
+            "seconds": dict(self.seconds),
+            "warnings": list(self.warnings),
+        }
+        return own | asdict(self.manifest)
 
 
 def size(count: float) -> str:
@@ -58,10 +67,10 @@ def passes(found: Manifest) -> Table:
 
 
 def kernels(found: Manifest) -> Table:
-    """Each kernel, how many nodes use it, its schedule and where that came from."""
+    """Each kernel, how many nodes use it, its schedule, where that came from, and what it gained."""
     table = _table("kernel", "uses", "schedule", "why")
     for each in found.kernels:
-        table.add_row(each.kernel, str(each.uses), _spelled(each.schedule), each.why)
+        table.add_row(each.kernel, str(each.uses), _spelled(each.schedule), _why(each))
     return table
 
 
@@ -74,6 +83,11 @@ def outcome(report: Report) -> Table:
     if report.out is not None:
         table.add_row("artifact", f"{report.out}: {size(found.size)} in {len(found.files)} files")
         table.add_row("against PyTorch", proof(found.proof))
+    if tried := sum(each.tried for each in found.kernels):
+        won = [each.gain for each in found.kernels if each.gain > 1]
+        best = f", by {max(won):.2f}x at most" if won else ""
+        count = f"{len(won)} of {len(found.kernels)} kernels beat their default{best}"
+        table.add_row("tuning", f"{tried} schedules measured on such a machine; {count}")
     if report.seconds:
         steps = ", ".join(f"{step} {seconds:.1f}" for step, seconds in report.seconds.items())
         table.add_row("seconds", f"{sum(report.seconds.values()):.1f} ({steps})")
@@ -169,6 +183,12 @@ def _cache(stored: int, unfused: int) -> str:
     if not stored:
         return "none"
     return f"{size(stored)} a token; all heads' keys and values: {size(unfused)} ({unfused / stored:.1f}x)"
+
+
+def _why(kernel: PlannedKernel) -> str:
+    """ "default", or "tuned, 1.12x, 9 tried"."""
+    gain = [f"{kernel.gain:.2f}x"] if kernel.gain > 1 else []
+    return ", ".join([kernel.why, *gain, *([f"{kernel.tried} tried"] if kernel.tried else [])])
 
 
 def _spelled(schedule: Mapping[str, int | str]) -> str:

@@ -133,13 +133,14 @@ def test_a_near_miss_compiles_unfused_and_explain_says_why(own: Any, tmp_path: P
 def test_a_second_compile_runs_no_trial(own: Any, tmp_path: Path) -> None:
     log, steps = tmp_path / "log.jsonl", []
 
-    def tuned(model: str, out: str) -> list[Any]:
+    def tuned(model: str, out: str, retune: bool = False) -> list[Any]:
         """The kernels of a compile with a budget; `steps` tells which trials it ran."""
         steps.clear()
         report = compile_model(
             f"own_models:{model}",
             out=tmp_path / out,
             budget="2t",
+            retune=retune,
             log=log,
             threads=1,
             prove=False,
@@ -156,6 +157,9 @@ def test_a_second_compile_runs_no_trial(own: Any, tmp_path: Path) -> None:
     assert tuned("triple", "third") == first, "another model with the same kernels"
     assert not steps
     assert log.read_bytes() == before
+    tuned("pair", "fourth", retune=True)
+    assert len(steps) >= 4
+    assert log.read_bytes().startswith(before)
 
 
 def children(pid: int) -> set[int]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,13 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
 from moec.compiler import load
 from moec.compiler.cli import main
+from moec.compiler.driver import explain
+from moec.compiler.report import render
 from moec.targets.cpu import isa
 
 from .. import models
@@ -64,6 +69,19 @@ def test_compile_says_what_it_did(compiled: tuple[Path, Any]) -> None:
     assert report["cache"] == {"bytes_per_token": 176, "unfused_bytes_per_token": 960}
     assert {kernel["why"] for kernel in report["kernels"]} == {"default"}
     assert any(each["name"] == "fuse_mla" and each["fired"] == 2 for each in report["passes"])
+
+
+def test_what_tuning_brought_is_told(compiled: tuple[Path, Any]) -> None:
+    report = explain(str(compiled[0]))
+    first, *others = report.manifest.kernels
+    won = replace(first, why="tuned", gain=1.25, tried=9)
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(
+        render(replace(report, manifest=replace(report.manifest, kernels=[won, *others])))
+    )
+    assert "tuned, 1.25x, 9 tried" in shown.getvalue()
+    beaten = f"1 of {1 + len(others)} kernels beat their default, by 1.25x at most"
+    assert f"9 schedules measured on such a machine; {beaten}" in shown.getvalue()
 
 
 def test_run_gives_the_tokens_of_transformers(compiled: tuple[Path, Any]) -> None:
