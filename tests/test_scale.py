@@ -1,0 +1,36 @@
+"""The front end at full size: DeepSeek-V3's 671 billion parameters, none of them in memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import DeepseekV3Config
+
+MOST_BYTES = 1_500_000_000
+
+
+@pytest.mark.slow
+def test_every_layer_of_deepseek_v3_is_found(tmp_path: Path) -> None:
+    DeepseekV3Config(architectures=["DeepseekV3ForCausalLM"]).save_pretrained(tmp_path)
+    command = [sys.executable, "-m", "moec.compiler", "explain", "--config", tmp_path, "--json"]
+    process = subprocess.Popen([*command, "--log", tmp_path / "log.jsonl"], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    found = json.load(process.stdout)
+    _, status, usage = os.wait4(process.pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert usage.ru_maxrss * 1024 < MOST_BYTES
+    fired = {each["name"]: each["fired"] for each in found["passes"]}
+    uses: dict[str, int] = {}
+    for kernel in found["kernels"]:
+        kind = kernel["kernel"].split()[0]
+        uses[kind] = uses.get(kind, 0) + kernel["uses"]
+    assert found["misses"] == []
+    assert fired["fuse_mla"] == uses["latent_attention"] == uses["latent_write"] == 61
+    assert fired["fuse_gate"] == fired["lower_routing"] == 58
+    assert uses["top_k_gate"] == uses["permute"] == uses["grouped_swiglu"] == uses["grouped_combine"] == 58
+    assert found["cache"]["bytes_per_token"] == 61 * (512 + 64) * 4
