@@ -49,13 +49,10 @@ def writing(out: Path, force: bool = False) -> Iterator[Path]:
     _expect_free(out, force)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(out)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+        folder, claim = _claimed(out)
     except OSError as error:
         raise OutputTaken(f"cannot write into {out.parent}: {error.strerror}; give another -o") from None
-    claim = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(claim, fcntl.LOCK_EX)  # let go of when this process ends, however it does
         folder.chmod(0o755)
         yield folder
         _expect_free(out, force)
@@ -65,10 +62,27 @@ def writing(out: Path, force: bool = False) -> Iterator[Path]:
         os.close(claim)
 
 
+def _claimed(out: Path) -> tuple[Path, int]:
+    """A new temporary folder of `out` and the lock on it, which this process lets go of however it ends."""
+    parent = os.open(out.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(parent, fcntl.LOCK_EX)  # nobody may sweep a folder away before it is claimed
+        _sweep(out)
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+        claim = os.open(folder, os.O_RDONLY)
+        fcntl.flock(claim, fcntl.LOCK_EX)
+    finally:
+        os.close(parent)
+    return folder, claim
+
+
 def _sweep(out: Path) -> None:
     """Remove temporary folders of `out` that no living process claims."""
     for left in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):
-        claim = os.open(left, os.O_RDONLY)
+        try:
+            claim = os.open(left, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # who made it has just ended
         try:
             fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(left, ignore_errors=True)

@@ -107,7 +107,23 @@ def load_config(file: Path) -> Any:
             raise BadModel(f"{file}: transformers refuses it: {' '.join(str(error).split())}") from error
     if hasattr(config, "quantization_config"):
         del config.quantization_config
+    _expect_same_for_any_length(file, config)
     return config
+
+
+def _expect_same_for_any_length(file: Path, config: Any) -> None:
+    """Raises BadModel for what a model does otherwise once a text is long: our mask and positions do not."""
+    window, rope = getattr(config, "sliding_window", None), (config.rope_parameters or {}).get("rope_type")
+    if window is not None and window < config.max_position_embeddings:
+        raise BadModel(
+            f"{file}: sliding_window is {window}, but attention is compiled to all earlier tokens only; "
+            f"set use_sliding_window to false and max_position_embeddings to {window} for texts up to that"
+        )
+    if rope in ("dynamic", "longrope"):
+        raise BadModel(
+            f"{file}: rope_type {rope!r} changes its frequencies as a text grows, which is not compiled; "
+            "expected one that does not: default, linear, yarn or llama3"
+        )
 
 
 def build(config: Any, attention: str = "sdpa", experts: str = "grouped_mm") -> nn.Module:
@@ -122,11 +138,11 @@ def build(config: Any, attention: str = "sdpa", experts: str = "grouped_mm") -> 
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' advice to those who train."""
-    logger = logging.getLogger("transformers")
+def quiet(who: str = "transformers") -> Iterator[None]:
+    """Without a library's words to those who work on models: its exceptions say what counts here."""
+    logger = logging.getLogger(who)
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:

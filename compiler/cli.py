@@ -94,7 +94,7 @@ def budget_of(context: click.Context, option: click.Parameter, text: str) -> str
 
 as_json = click.option("--json", "machine", is_flag=True, help="Print JSON instead of tables.")
 with_threads = click.option(
-    "--threads", type=click.IntRange(1), help="Threads to run with; default: all cores."
+    "--threads", type=click.IntRange(1, 1024), help="Threads to run with; default: all cores."
 )
 with_config = click.option(
     "--config", type=click.Path(path_type=Path), help="A config.json, or a folder with one, instead of MODEL."
@@ -165,7 +165,7 @@ def compile_(model: str, machine: bool, **options: Any) -> None:
 @click.option(
     "--top-p", default=1.0, show_default=True, type=click.FloatRange(0, 1), help="Draw from this much chance."
 )
-@click.option("--seed", type=int, help="For draws that can be repeated.")
+@click.option("--seed", type=click.IntRange(0), help="For draws that can be repeated.")
 @click.option("--eos", type=int, help="Stop after this token.")
 @with_threads
 @as_json

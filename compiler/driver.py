@@ -138,7 +138,9 @@ def explain(
         return Report(manifests.read(Path(model)), Path(model))
     clock, machine = Clock(progress), target_of(target, isa)
     threads = threads or len(os.sched_getaffinity(0))
-    front = understand(resolve(model, Path(config) if config else None), machine, clock, watch, check=False)
+    shapes = Path(config or model)
+    source = resolve(model, shapes if config or shapes.exists() else None)
+    front = understand(source, machine, clock, watch, check=False)
     known = Log(Path(log or default_path()))
     plan = planned(front, machine, known, NOTHING, threads, quiet)
     return Report(describe(front, machine, plan, {}), None, clock.seconds, known.problems)
@@ -198,7 +200,8 @@ def planned(
             progress(trial, event.number - 1, event.kernels)
 
         with Worker(*machine.device(threads)) as judge:
-            tuned = tune(
+            judge.start()  # the budget is for trials
+            summary = tune(
                 spaces,
                 judge,
                 budget,
@@ -208,7 +211,10 @@ def planned(
                 retune=retune,
                 versions=versions,
                 progress=tell,
-            ).kernels
+            )
+        tuned = summary.kernels
+        if summary.interrupted:
+            progress("tuning stopped: compiling with the best so far", 0, 0)
     return make_plan(uses, spaces, log, place, tuned)
 
 

@@ -93,7 +93,12 @@ class Artifact:
         attention_mask i64 [B, T]: 0 for padding, which is on the left. A sequence that said eos_token_id goes
         on with it; generation ends when all have, or after max_new_tokens.
         """
+        if max_new_tokens < 0 or not 0 <= temperature < np.inf:
+            asked = f"{max_new_tokens} tokens at temperature {temperature}"
+            raise BadRequest(f"got a request for {asked}; neither may be negative")
         ids, mask = self.prompt(ids, attention_mask, max_new_tokens)
+        if not mask[:, -1].all():
+            raise BadRequest("a prompt ends with padding (0 in its mask); put padding on its left")
         choose = Sampler(temperature, top_k, top_p, seed)
         cache = self.cache(len(ids), ids.shape[1] + max_new_tokens)
         done = np.zeros(len(ids), bool)
@@ -123,15 +128,24 @@ class Artifact:
     def prompt(self, ids: Any, mask: Any = None, new: int = 0) -> tuple[Array, Array]:
         """Token ids and mask i64 [B, T], if the model can take them and `new` more; else BadRequest."""
         self._expect_language_model()
-        ids = np.asarray(ids, np.int64)
+        try:
+            ids = np.asarray(ids, np.int64)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise BadRequest(
+                f"got token ids that are no table of integers: {error}; expected [batch, tokens], shorter "
+                "prompts padded on the left"
+            ) from None
         if ids.ndim != 2 or not ids.size:
             raise BadRequest(f"got token ids of shape {list(ids.shape)}, expected [batch, tokens], none 0")
         if not 0 <= ids.min() <= ids.max() < self.vocabulary:
             worst = int(ids.min() if ids.min() < 0 else ids.max())
             raise BadRequest(f"got token id {worst}, but the vocabulary is 0..{self.vocabulary - 1}")
-        mask = np.ones_like(ids) if mask is None else np.asarray(mask, np.int64)
+        mask = np.ones_like(ids) if mask is None else np.asarray(mask)
         if mask.shape != ids.shape:
             raise BadRequest(f"got an attention mask {list(mask.shape)} for token ids {list(ids.shape)}")
+        if not np.isin(mask, (0, 1)).all():
+            raise BadRequest("got an attention mask with other values than 1 (a token) and 0 (padding)")
+        mask = mask.astype(np.int64)
         most, wanted = self.manifest.positions, int(mask.sum(axis=1).max()) + new
         if most is not None and wanted > most:
             raise BadRequest(f"the model has {most} positions, prompt and new tokens need {wanted}")
@@ -149,10 +163,11 @@ class Sampler:
         if self._temperature <= 0:
             return np.asarray(np.argmax(logits, axis=-1))
         order = np.argsort(-logits, axis=-1, kind="stable")[:, : self._top_k]
-        scaled = np.take_along_axis(logits, order, -1).astype(np.float64) / self._temperature
-        chance = np.exp(scaled - scaled[:, :1])
+        likely = np.take_along_axis(logits, order, -1).astype(np.float64)
+        with np.errstate(over="ignore"):  # a temperature near 0 makes the unlikely infinitely so
+            chance = np.exp((likely - likely[:, :1]) / self._temperature)
         chance /= chance.sum(-1, keepdims=True)
         # The most likely tokens up to a total chance of top_p; always the first.
-        chance[np.cumsum(chance, -1) - chance >= self._top_p] = 0
+        chance[:, 1:][(np.cumsum(chance, -1) - chance)[:, 1:] >= self._top_p] = 0
         pick = [self._random.choice(row.size, p=row / row.sum()) for row in chance]
         return np.take_along_axis(order, np.array(pick)[:, None], -1)[:, 0]

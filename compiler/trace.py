@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -64,9 +65,25 @@ def _trace_causal_lm(source: Source) -> Traced:
     weights = weights_of(source, shapes)
     inputs = causal.step_inputs(config)
     names = ("logits", *(v.node.attrs["name"].replace("past", "present") for v in inputs[2:]))
-    exported = Exported(causal.export_step(model, example), model, recomputed_buffers(model), prefix="model.")
+    with exporting(source.name):
+        program = causal.export_step(model, example)
+    exported = Exported(program, model, recomputed_buffers(model), prefix="model.")
     facts = causal.facts_of(source.family, config)
     return Traced(source.name, exported.graph(inputs, names), weights, shapes, facts)
+
+
+@contextmanager
+def exporting(name: str) -> Iterator[None]:
+    """Raises BadModel where torch can not run or export the model: of its many words, the first line."""
+    try:
+        with causal.quiet("torch"):
+            yield
+    except Exception as error:  # of many kinds; all of them are about what the model does
+        said = next(iter(str(error).strip().splitlines()), "").rstrip(".")
+        raise BadModel(
+            f"{name}: torch.export can not follow it: {type(error).__name__}: {said}; it must run on its "
+            "example inputs, and no branch of its code may depend on the values of tensors"
+        ) from error
 
 
 def weights_of(source: Source, shapes: Mapping[str, Shape]) -> Weights:
@@ -124,7 +141,7 @@ def _trace_module(source: Source) -> Traced:
     module = source.module.eval().float()
     example = pytree.tree_map(in_f32, source.inputs)
     sizes = pytree.tree_map(lambda x: {0: Dim.AUTO} if isinstance(x, Tensor) and x.dim() else None, example)
-    with torch.no_grad():
+    with exporting(source.name), torch.no_grad():
         program = export(module, example, dynamic_shapes=sizes, strict=False)
     symbols: dict[sympy.Symbol, sympy.Symbol] = {}
     inputs = []

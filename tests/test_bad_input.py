@@ -17,6 +17,7 @@ from moec.compiler import library
 from moec.targets.base import CannotBuild
 from moec.targets.cpu import isa
 
+from . import models
 from .command import contents, leaves_alone, moec, printed, refused
 from .conftest import Compile
 
@@ -117,6 +118,10 @@ MODELS: dict[str, tuple[Change, tuple[str, ...]]] = {
     ),
     "dense layers only": (config(first_k_dense_replace=2), ("all 2 layers are dense",)),
     "a value that makes no sense": (config(hidden_size="wide"), ("config.json", "hidden_size")),
+    "frequencies that follow the length": (
+        config(rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}),
+        ("rope_type 'dynamic'", "yarn"),
+    ),
     "more experts than there are": (config(n_routed_experts=16), ("8 experts on disk, expected 16",)),
 }
 
@@ -144,6 +149,11 @@ def test_a_broken_model(broken: Path, tmp_path: Path, case: str) -> None:
 def test_a_model_that_is_not_there(tmp_path: Path, model: str, words: str) -> None:
     assert words in leaves_alone(tmp_path, "compile", model, "-o", tmp_path / "out")
     assert words in leaves_alone(tmp_path, "explain", model)
+
+
+def test_a_sliding_window(tmp_path: Path) -> None:
+    models.config("qwen3_moe", use_sliding_window=True, sliding_window=40).save_pretrained(tmp_path)
+    assert "sliding_window is 40" in leaves_alone(tmp_path, "explain", tmp_path)
 
 
 def test_a_config_has_no_weights(hub: Path, tmp_path: Path) -> None:

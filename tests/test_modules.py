@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from moec.compiler import compile_model, explain, load
+from moec.compiler.checkpoint import BadModel
 from moec.tuning.log import Log
 
 from .command import printed
@@ -64,6 +65,15 @@ class Products(nn.Module):
         for layer in self.layers:
             x = layer(x)
         return x
+
+
+class Branches(nn.Module):
+    def forward(self, x):
+        return x + 1 if x.sum() > 0 else x - 1
+
+
+def branches():
+    return Branches(), torch.ones(3, 5)
 
 
 def plain():
@@ -115,6 +125,11 @@ def test_a_model_without_experts_compiles_as_it_is(own: Any, tmp_path: Path) -> 
     module, _ = own.plain()
     torch.manual_seed(1)
     assert difference(tmp_path / "out", module, torch.randn(11, 6), torch.randn(11, 6)) < 1e-5
+
+
+def test_a_module_that_cannot_be_exported(own: Any) -> None:
+    with pytest.raises(BadModel, match=r"branches: torch.export can not follow it: .*; .*no branch"):
+        explain("own_models:branches")
 
 
 def test_a_near_miss_compiles_unfused_and_explain_says_why(own: Any, tmp_path: Path) -> None:

@@ -124,6 +124,10 @@ class Worker:
     ) -> None:
         self.close()
 
+    def start(self) -> None:
+        """Has it ready before the first trial: its imports take seconds. Raises CannotBuild if it cannot."""
+        self._running()
+
     def trial(self, kernel: Kernel, schedule: Schedule, incumbent: Schedule | None) -> Measurement:
         """One schedule, built, checked against the reference and timed in turns with the incumbent.
 

@@ -28,7 +28,8 @@ from .record import Record, bare, spelled
 
 SEED = 0
 IDLE = 200  # asks in a row that brought nothing to measure: the space holds hardly more
-LEAST_SECONDS = 5.0  # some trials of one kernel
+LEAST_SECONDS = 2.0  # some trials of one kernel
+LEAST_WORK = 0.01  # of the work of all: a kernel with less is worth no more than its share of the seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +96,11 @@ def tune(
 ) -> Summary:
     """Searches the spaces of kernels and appends what it learns to the log; make_plan then reads the log.
 
-    weights say how much of a model's time each kernel takes (its calls times its cost, in any unit). The
-    seconds are shared by them; kernels whose share is too small to find anything are passed over for the
-    others, and what a search leaves over goes to those after it. Ctrl-C ends the search early and loses
-    nothing but the trial in flight. Raises CannotBuild if this machine cannot build or run kernels.
+    weights say how much of a model's time each kernel takes (its calls times its cost, in any unit). Each
+    kernel gets seconds enough for some trials, and what is left is shared by weight; where they do not last
+    for all, the lightest are passed over. What a search leaves over goes to those after it. Ctrl-C ends the
+    search early and loses nothing but the trial in flight. Raises CannotBuild if this machine cannot build or
+    run kernels.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     summary, started = Summary(), time.monotonic()
@@ -110,7 +112,7 @@ def tune(
     try:
         for number, kernel in enumerate(searched, 1):
             left = budget.seconds - (time.monotonic() - started)
-            share = left * shares[kernel] / sum(shares[other] for other in searched[number - 1 :])
+            share = _share(searched[number - 1 :], shares, left)
             search = Search(kernel, spaces[kernel], judge, log, fingerprint, versions or {})
             summary.kernels.append(bare(kernel))
             for record in search.run(Budget(share, budget.trials)):
@@ -139,10 +141,18 @@ def _shares(spaces: Mapping[Kernel, Space], weights: Mapping[Kernel, float]) -> 
 
 def _affordable(kernels: Sequence[Kernel], shares: Mapping[Kernel, float], seconds: float) -> list[Kernel]:
     """The heaviest kernels, as many as get LEAST_SECONDS each: one trial for everyone would find nothing."""
-    kept, total = list(kernels), sum(shares[kernel] for kernel in kernels)
-    while len(kept) > 1 and seconds * shares[kept[-1]] < LEAST_SECONDS * total:
-        total -= shares[kept.pop()]
-    return kept
+    total = sum(shares[kernel] for kernel in kernels)
+    worth = [
+        kernel for kernel in kernels if shares[kernel] >= total * min(LEAST_WORK, LEAST_SECONDS / seconds)
+    ]
+    return (worth or list(kernels))[: max(1, int(min(seconds / LEAST_SECONDS, len(kernels))))]
+
+
+def _share(kernels: Sequence[Kernel], shares: Mapping[Kernel, float], seconds: float) -> float:
+    """The first one's part of the seconds that are left for these kernels."""
+    least = min(LEAST_SECONDS, max(0.0, seconds) / len(kernels))
+    weight = shares[kernels[0]] / sum(shares[kernel] for kernel in kernels)
+    return least + (seconds - least * len(kernels)) * weight
 
 
 def _progress(search: Search, number: int, kernels: int, record: Record, seconds: float) -> Progress:

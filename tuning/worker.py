@@ -3,14 +3,16 @@
     python -m moec.tuning.worker MODULE:DEVICE OPTIONS MEMORY_BYTES
 
 It speaks JSON lines: {"ready": true} first, then one reply a request (see measure.Worker, the other end).
-Whatever kernels and compilers print goes to stderr. The benches of the last two schedules stay loaded, so the
-incumbent of a search is built once; after a crash the next request simply builds it again.
+Whatever kernels and compilers print goes to stderr. The benches of a request stay loaded until
+one comes that does not name them, so the incumbent of a search is built once; after a crash the next request
+simply builds it again.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import resource
 import signal
@@ -23,8 +25,9 @@ from ..targets.base import CannotBuild, Kernel, Schedule
 
 PAIRS = 9  # per point, at least: fewer say little about noise
 MOST_PAIRS = 31
-POINT_SECONDS = 0.15  # enough for one point, once it has PAIRS
-LOST = 1.15  # four pairs in a row this much slower, and the rest is not worth waiting for
+POINT_SECONDS = 0.1  # enough for one point, once it has PAIRS
+LOST = 1.15  # four pairs in a row this much slower, and the rest of a point is not worth waiting for
+HOPELESS = 1.25  # more than the points to come would make up for
 
 
 class Bench(Protocol):
@@ -54,7 +57,8 @@ Samples = dict[str, list[float]]
 def race(benches: Sequence[Bench]) -> list[Samples]:
     """Seconds per call of each bench at each point, taken in turns so that drift hits all alike.
 
-    The order flips every round: who runs second may find warmer caches.
+    The order flips every round: who runs second may find warmer caches. Of two, a first one that is hopeless
+    at the points so far is not timed at the others.
     """
     samples: list[Samples] = [{} for _ in benches]
     for point in benches[0].points:
@@ -66,7 +70,24 @@ def race(benches: Sequence[Bench]) -> list[Samples]:
             for taken, bench in list(zip(samples, benches))[:: -1 if rounds % 2 else 1]:
                 taken[point].append(bench.time(point))
             rounds += 1
+        if len(benches) == 2 and _behind(*samples) > HOPELESS:
+            break
     return samples
+
+
+def _behind(mine: Samples, its: Samples) -> float:
+    """What the points to come must make up for: the product of the ratios of those so far, at their best.
+
+    At its best, a point has the low quartile of the pairs' ratios, or the ratio of the fastest runs: whatever
+    else the machine does only ever adds to a run.
+    """
+    return math.prod(
+        min(
+            sorted(one / other for one, other in zip(mine[point], its[point]))[len(mine[point]) // 4],
+            min(mine[point]) / min(its[point]),
+        )
+        for point in mine
+    )
 
 
 def _enough(taken: Sequence[Sequence[float]], seconds: float) -> bool:
@@ -92,6 +113,7 @@ class Desk:
         schedules = [
             schedule for schedule in (request["schedule"], request["incumbent"]) if schedule is not None
         ]
+        self._keep(kernel, schedules)
         try:
             benches: list[Bench] = []
             for schedule in reversed(schedules):  # the incumbent first: it is the one already loaded
@@ -111,14 +133,23 @@ class Desk:
         return {"status": "ok", "samples": candidate, "against": incumbent[0] if incumbent else None}
 
     def _bench(self, kernel: Kernel, schedule: Schedule) -> tuple[Bench, str | None]:
-        key = f"{kernel!r} {sorted(schedule.items())}"
-        if (bench := self.loaded.pop(key, None)) is None:
+        key = _key(kernel, schedule)
+        if (bench := self.loaded.get(key)) is None:
             bench = self.device.bench(kernel, schedule)
             self.builds += 1
             if wrong := bench.check():
                 return bench, wrong
-        self.loaded = dict([*self.loaded.items(), (key, bench)][-2:])
+            self.loaded[key] = bench
         return bench, None
+
+    def _keep(self, kernel: Kernel, schedules: Sequence[Schedule]) -> None:
+        """Unloads all others first: the next candidate finds the memory of the last one free."""
+        keys = {_key(kernel, schedule) for schedule in schedules}
+        self.loaded = {key: bench for key, bench in self.loaded.items() if key in keys}
+
+
+def _key(kernel: Kernel, schedule: Schedule) -> str:
+    return f"{kernel!r} {sorted(schedule.items())}"
 
 
 def _kernel(data: Mapping[str, Any]) -> Kernel:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from ..base import CannotBuild, Emitted
@@ -68,7 +69,8 @@ def find_compiler() -> tuple[str, ...]:
     """
     if chosen := shlex.split(os.environ.get("CXX", "")):
         if shutil.which(chosen[0]):
-            return (*chosen, *(FOR_ZIG if "zig" in " ".join(chosen) else FOR_ANY))
+            zig = any(Path(word).name in ("zig", "ziglang") for word in chosen)
+            return (*chosen, *(FOR_ZIG if zig else FOR_ANY))
         raise CannotBuild(
             f"CXX names {chosen[0]!r}, which is not on PATH; correct it, or unset it to search for one"
         )
@@ -121,6 +123,7 @@ def publish(made: Path, path: Path) -> None:
     os.replace(name, path)
 
 
+@cache
 def version(compiler: tuple[str, ...]) -> str:
     """What the compiler says about itself."""
     return subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout

@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ..base import Kernel, Schedule
 from . import cases, cases_attention
 from .build import link
 from .cases import Feeds, operands
+from .emit import emit
 from .isa import named
 from .lower import layout_of
 from .table import op_name
@@ -31,6 +32,7 @@ MOST_BYTES = 256 << 20  # of one weight: fewer experts are tried than a model ha
 MOST_COPIES = 12
 PAGE = 4096
 FEW_ROWS = 32  # beyond, arithmetic hides whether weights were in cache
+MANY_ROWS = 128  # beyond, it also hides that threads had to wake up
 ROWS_TO_CHECK = (1, 2, 3, 7, 33)
 
 Call = Sequence[Array]
@@ -46,48 +48,79 @@ class Device:
 
     def bench(self, kernel: Kernel, schedule: Schedule) -> Bench:
         """The kernel, built and loaded; fewer experts if they take too much memory. Raises CannotBuild."""
-        return Bench(affordable(kernel), schedule, self)
+        return Bench(sample(affordable(kernel)), schedule, self)
 
 
-class Bench:
-    """A library of one kernel that can be run, compared and timed."""
+class Sample:
+    """What a kernel is tried on: operands and what must come out, the same for each of its schedules."""
 
-    def __init__(self, kernel: Kernel, schedule: Schedule, device: Device) -> None:
-        from .emit import emit  # TVM takes seconds to import
-
-        self.kernel, self.schedule, self.device = kernel, schedule, device
-        self.case = CASES[kernel.kind]
-        self.points = [f"m={rows}" for rows in self.case.points]
-        self._folder = tempfile.TemporaryDirectory(prefix="moec-")
-        isa = named(device.isa)
-        self.library = link([emit(kernel, schedule, isa)], Path(self._folder.name) / "kernel.so", isa)
-        self._timed: dict[str, tuple[Any, Any, int]] = {}
-        self._copies: list[Mapping[int, Call]] = []
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel, self.case = kernel, CASES[kernel.kind]
+        self._examples: dict[int, tuple[Feeds, Feeds]] = {}
 
     @cached_property
     def weights(self) -> Mapping[int, Array]:
         """Random weights by operand, not packed."""
         return self.case.weights(self.kernel, np.random.default_rng(0))
 
+    def feeds(self, rows: int, seed: int = 0) -> list[Array]:
+        """Random operands that are no weights, for that many rows of tokens."""
+        return self.case.feeds(self.kernel, rows, np.random.default_rng((seed, rows)))
+
+    def wanted(self, feeds: Feeds) -> Feeds:
+        """What must come out."""
+        return self.case.reference(self.kernel, operands(feeds, self.weights))
+
+    def example(self, rows: int) -> tuple[Feeds, Feeds]:
+        """Feeds for that many rows, and what must come out; computed once."""
+        if rows not in self._examples:
+            feeds = self.feeds(rows)
+            self._examples[rows] = feeds, self.wanted(feeds)
+        return self._examples[rows]
+
+
+@lru_cache(maxsize=1)  # a search goes kernel by kernel, and weights are big
+def sample(kernel: Kernel) -> Sample:
+    """The sample of the kernel that is being tried."""
+    return Sample(kernel)
+
+
+class Bench:
+    """A library of one kernel that can be run, compared and timed."""
+
+    def __init__(self, sample: Sample, schedule: Schedule, device: Device) -> None:
+        self.sample, self.schedule, self.device = sample, schedule, device
+        self.kernel, self.case, self.feeds = sample.kernel, sample.case, sample.feeds
+        self.points = [f"m={rows}" for rows in self.case.points]
+        self._folder = tempfile.TemporaryDirectory(prefix="moec-")
+        isa = named(device.isa)
+        self.library = link([emit(self.kernel, schedule, isa)], Path(self._folder.name) / "kernel.so", isa)
+        self._timed: dict[str, tuple[Any, Any, int]] = {}
+        self._copies: list[Mapping[int, Call]] = []
+
+    @property
+    def weights(self) -> Mapping[int, Array]:
+        """Random weights by operand, not packed."""
+        return self.sample.weights
+
     @cached_property
     def packed(self) -> Mapping[int, Call]:
         """The same as the library reads them; one may have become several."""
         return pack(self.kernel, self.schedule, self.weights)
 
-    def feeds(self, rows: int, seed: int = 0) -> list[Array]:
-        """Random operands that are no weights, for that many rows of tokens."""
-        return self.case.feeds(self.kernel, rows, np.random.default_rng((seed, rows)))
-
     def check(self) -> str | None:
         """Why the outputs for some counts of rows are not the reference's, or None."""
         for rows in ROWS_TO_CHECK:
-            if wrong := self.check_feeds(self.feeds(rows)):
+            if wrong := self.differs(*self.sample.example(rows)):
                 return f"with {rows} rows, {wrong}"
         return None
 
     def check_feeds(self, feeds: Feeds) -> str | None:
         """The same for these operands."""
-        wanted = self.case.reference(self.kernel, operands(feeds, self.weights))
+        return self.differs(feeds, self.sample.wanted(feeds))
+
+    def differs(self, feeds: Feeds, wanted: Feeds) -> str | None:
+        """Why the outputs are not what is wanted, or None."""
         for index, (mine, its) in enumerate(zip(self.run(feeds, wanted), wanted)):
             error, most = deviation(mine, its), self.case.tolerance
             if not error <= most:
@@ -121,24 +154,23 @@ class Bench:
         return session, binding, len(calls)
 
     def cold(self, rows: int) -> list[Mapping[int, Call]]:
-        """Weights for each call of a timed run: copies, or the same where calls choose other experts."""
+        """Weights for each call of a timed run: copies by turns, few where calls choose experts."""
         size = sum(part.nbytes for parts in self.packed.values() for part in parts)
         dims = dict(self.kernel.dims)
         touched = size * min(1.0, rows * dims.get("share", 1) / dims.get("experts", 1))
         if rows > FEW_ROWS or not touched:
-            return [self.packed] * 2  # the first call of a run wakes the threads
+            return [self.packed] * (1 if rows > MANY_ROWS else 2)  # the first call of a run wakes the threads
         calls = min(MOST_COPIES, 1 + int(COLD_BYTES / touched))
-        if size >= COLD_BYTES:
-            return [self.packed] * calls
-        while len(self._copies) < calls - 1:
+        copies = min(calls, math.ceil(COLD_BYTES / size))
+        while len(self._copies) < copies - 1:
             self._copies.append({i: [aligned(part) for part in parts] for i, parts in self.packed.items()})
-        return [self.packed, *self._copies[: calls - 1]]
+        each = [self.packed, *self._copies][:copies]
+        return [each[call % copies] for call in range(calls)]
 
     @cached_property
     def output_kinds(self) -> Sequence[str]:
         """The numpy kinds of the outputs: f, i."""
-        wanted = self.case.reference(self.kernel, operands(self.feeds(1), self.weights))
-        return [output.dtype.kind for output in wanted]
+        return [output.dtype.kind for output in self.sample.example(1)[1]]
 
     def session(self, calls: Sequence[Call]) -> tuple[Any, Any]:
         """A session on a graph of calls with these operands, and a binding that has them."""

@@ -31,7 +31,7 @@ struct Row {
   void* const* functions;
 };
 
-// An input. Alignment is that of its elements, no more. data is null for an optional input that is absent.
+// An input. Alignment is that of its elements, no more. One that is absent has null data and rank 0.
 struct Tensor {
   void* data;
   const int64_t* shape;
@@ -107,7 +107,7 @@ class Call {
   int inputs_ = 0;
   int blocks_ = 0;
   void* scratch_[kMaxScratch];
-  Tensor tensors_[kMaxInputs];
+  Tensor tensors_[kMaxInputs] = {};
   int64_t shapes_[kMaxInputs][kMaxRank];
 };
 

@@ -78,14 +78,15 @@ Operator describe(const Row& row) {
 
 OrtStatus* make_domain() {
   OrtCustomOpDomain* made = nullptr;
-  operators = static_cast<Operator*>(malloc((row_count + !row_count) * sizeof(Operator)));
-  if (!operators) return ort::CreateStatus(ort::kFail, "moec: out of memory while registering kernels");
+  auto described = static_cast<Operator*>(malloc((row_count + !row_count) * sizeof(Operator)));
+  if (!described) return ort::CreateStatus(ort::kFail, "moec: out of memory while registering kernels");
   if (OrtStatus* status = ort::CreateCustomOpDomain("moec", &made)) return status;
   for (size_t i = 0; i < row_count; ++i) {
-    operators[i] = describe(rows[i]);
-    if (OrtStatus* status = ort::CustomOpDomain_Add(made, &operators[i])) return status;
+    described[i] = describe(rows[i]);
+    if (OrtStatus* status = ort::CustomOpDomain_Add(made, &described[i])) return status;
   }
   domain = made;
+  __atomic_store_n(&operators, described, __ATOMIC_RELEASE);  // whole before anyone reads counters
   return nullptr;
 }
 
@@ -122,6 +123,11 @@ Block* take(size_t bytes) {
   auto block = static_cast<Block*>(aligned_alloc(alignof(Block), rounded));
   if (block) block->bytes = rounded - sizeof(Block);
   return block;
+}
+
+// onnxruntime unloads the library with the last session that uses it.
+__attribute__((destructor)) void free_idle() {
+  for (Block*& slot : idle) free(__atomic_exchange_n(&slot, nullptr, __ATOMIC_ACQ_REL));
 }
 
 }  // namespace
@@ -199,6 +205,7 @@ void Call::fail(const char* format, ...) {
 
 EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
   char text[512];
+  moec::Lock lock;
   const void* api = base->GetApi(ort::kVersion);
   ort::table = static_cast<void* const*>(api ? api : base->GetApi(1));
   if (!api) {
@@ -207,7 +214,6 @@ EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase
     return ort::CreateStatus(ort::kFail, text);
   }
   if (moec::refuse(text, sizeof text)) return ort::CreateStatus(ort::kFail, text);
-  moec::Lock lock;
   if (!moec::domain)
     if (OrtStatus* status = moec::make_domain()) return status;
   return ort::AddCustomOpDomain(options, moec::domain);
@@ -215,7 +221,12 @@ EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase
 
 // Fills in up to `most` counters, one per kernel in the order of the table; returns how many kernels there are.
 EXPORT size_t moec_counters(moec::Counter* counters, size_t most) {
-  if (!moec::operators) return 0;
-  for (size_t i = 0; i < moec::row_count && i < most; ++i) counters[i] = moec::operators[i].counter;
+  const moec::Operator* operators = __atomic_load_n(&moec::operators, __ATOMIC_ACQUIRE);
+  if (!operators) return 0;
+  for (size_t i = 0; i < moec::row_count && i < most; ++i) {
+    const moec::Counter& now = operators[i].counter;  // sessions may be running
+    counters[i] = {now.name, now.kind, __atomic_load_n(&now.calls, __ATOMIC_RELAXED),
+                   __atomic_load_n(&now.weight_bytes, __ATOMIC_RELAXED)};
+  }
   return moec::row_count;
 }

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -145,13 +146,36 @@ def test_draws_repeat_with_a_seed_and_keep_to_the_likely() -> None:
     assert set(drawn) == {1, 2}
     np.testing.assert_array_equal(drawn, Sampler(1.0, 2, 1.0, seed=3)(logits))
     assert set(Sampler(1.0, None, 0.1, seed=3)(logits)) == {1}
-    assert set(Sampler(0.0, None, 1.0, seed=3)(logits)) == {1}
+    for least in (Sampler(0.0, None, 1.0, 3), Sampler(1.0, None, 0.0, 3), Sampler(1e-320, None, 1.0, 3)):
+        assert set(least(logits)) == {1}
 
 
-@pytest.mark.parametrize(("ids", "mask"), [([1, 2], None), ([[]], None), ([[1, 2]], [[1]])])
+@pytest.mark.parametrize(
+    ("ids", "mask"),
+    [
+        ([1, 2], None),
+        ([[]], None),
+        ([[1, 2]], [[1]]),
+        ([[1, 2], [3]], None),
+        ([[1 << 70]], None),
+        ([[1, 2]], [[1, 2]]),
+        ([[1, 2]], [[0.5, 1]]),
+    ],
+)
 def test_a_bad_prompt_is_refused(plain: Path, ids: Any, mask: Any) -> None:
     with pytest.raises(BadRequest, match="got "):
         load(plain, threads=1).logits(ids, mask)
+
+
+@pytest.mark.parametrize(("new", "temperature"), [(-1, 0.0), (2, -0.5), (2, float("nan"))])
+def test_a_bad_request_is_refused(plain: Path, new: int, temperature: float) -> None:
+    with pytest.raises(BadRequest, match="neither may be negative"):
+        load(plain, threads=1).generate(IDS, new, temperature=temperature)
+
+
+def test_padding_on_the_right_is_refused(plain: Path) -> None:
+    with pytest.raises(BadRequest, match="put padding on its left"):
+        load(plain, threads=1).generate(IDS, 2, LEFT[:, ::-1])
 
 
 # verifying
@@ -303,3 +327,13 @@ def test_weights_are_aligned_and_the_same_every_time(plain: Path, tmp_path: Path
     ]
     assert len(offsets) == 4
     assert all(offset % 4096 == 0 for offset in offsets)
+
+
+def test_many_may_write_the_same_folder_at_once(tmp_path: Path) -> None:
+    def write(_: int) -> None:
+        with artifact.writing(tmp_path / "out"):
+            pass
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(200)))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -125,8 +125,10 @@ def test_explain_of_the_artifact_and_of_the_config_agree(
 ) -> None:
     of_artifact = printed("explain", compiled[0])
     of_config = printed("explain", "--config", hub, "--log", tmp_path / "log.jsonl", "--threads", 1)
+    (tmp_path / "config.json").write_bytes((hub / "config.json").read_bytes())
+    of_folder = printed("explain", tmp_path, "--log", tmp_path / "log.jsonl", "--threads", 1)
     for part in ("kernels", "cache", "active_bytes_per_token", "misses"):
-        assert of_config[part] == of_artifact[part]
+        assert of_config[part] == of_artifact[part] == of_folder[part]
 
 
 def test_any_module_compiles_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

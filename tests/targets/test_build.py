@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import resource
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 import pytest
 
@@ -104,6 +106,30 @@ def test_counters_say_what_was_read(tmp_path: Path, build: Build) -> None:
     assert library.moec_counters(ctypes.byref(counter), ctypes.c_size_t(1)) == 1
     assert (counter.kind, counter.calls - calls) == (b"grouped_swiglu", 1)
     assert counter.weight_bytes - before == 2 * 16 * 32 * 4
+
+
+def test_nothing_is_kept_when_the_library_goes(build: Build) -> None:
+    """Memory that waits for the next call goes with the last session."""
+    bench = build(Kernel("linear", (("k", 8), ("n", 8))), isa.V3)
+    feeds = bench.feeds(500_000)
+    like = [np.zeros((500_000, 8))]
+    sizes = []
+    for _ in range(12):
+        bench.run(feeds, like)
+        sizes.append(resident())
+    assert sizes[-1] - sizes[4] < 20 << 20  # the first runs fill what malloc keeps
+
+
+def resident() -> int:
+    """Bytes of memory this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def test_zig_is_told_by_the_name_of_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    for chosen, flags in (("/home/zigmund/g++", building.FOR_ANY), ("/opt/zig c++", building.FOR_ZIG)):
+        monkeypatch.setenv("CXX", chosen)
+        assert find_compiler() == (*chosen.split(), *flags)
 
 
 def test_a_cpu_that_lacks_something_is_refused(emitted: Emitted, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from moec.targets.base import Kernel, Schedule
 from moec.targets.cpu import isa
 from moec.targets.cpu.cases import CASES, operands
-from moec.targets.cpu.device import Bench
+from moec.targets.cpu.device import Bench, Device, pack
 from moec.targets.cpu.space import space
 
 Build = Callable[..., Bench]
@@ -176,14 +176,40 @@ def test_operands_that_do_not_fit_are_refused(
     assert "grouped_swiglu_k20_n30_experts8_" in str(error.value)
 
 
+def test_a_base_that_was_compiled_in_is_missed(build: Build) -> None:
+    bench = build(kernel_of("grouped_combine", 33, 50), isa.V3)
+    *others, _ = bench.feeds(2)
+    with pytest.raises(Exception, match="input 5 holds 0 elements; 100 were expected"):
+        bench.run(others, [np.zeros((2, 50))])
+
+
 def test_a_wrong_kernel_is_noticed(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = build(kernel_of("linear", 20, 30), isa.V3)
     assert bench.check() is None
     other = CASES["linear"].weights(bench.kernel, np.random.default_rng(1))
-    monkeypatch.setitem(bench.__dict__, "weights", other)
+    monkeypatch.setitem(bench.__dict__, "packed", pack(bench.kernel, bench.schedule, other))
     assert re.match(r"with 1 rows, output 0 is off by .* of its largest value", bench.check() or "")
 
 
 def test_timing_a_point(build: Build) -> None:
     bench = build(kernel_of("grouped_swiglu", 64, 96), isa.V3)
     assert 0 < bench.time("m=8") < 1
+
+
+def test_schedules_of_a_kernel_share_weights_and_references(level: isa.Isa) -> None:
+    kernel, device = kernel_of("linear", 20, 30), Device(level.name)
+    one, other = (device.bench(kernel, {**space(kernel, level).default, "mr": mr}) for mr in (2, 3))
+    assert one.weights is other.weights
+    assert one.sample.example(3)[1] is other.sample.example(3)[1]
+    another = device.bench(kernel_of("linear", 20, 31), space(kernel, level).default)
+    assert another.weights[1].shape == (31, 20)
+
+
+def test_cold_calls_take_turns_with_few_copies(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = build(kernel_of("grouped_swiglu", 64, 96), isa.V3)
+    size = bench.packed[3][0].nbytes
+    monkeypatch.setattr("moec.targets.cpu.device.COLD_BYTES", 2 * size)
+    calls = bench.cold(1)
+    assert len(calls) == 1 + 2 * EXPERTS // SHARE
+    assert len({id(call) for call in calls}) == 2
+    assert calls[0] is not calls[1]

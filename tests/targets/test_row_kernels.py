@@ -117,6 +117,28 @@ def test_latent_attention_without_rotation() -> None:
     assert np.allclose(result, wanted[0], atol=1e-5)
 
 
+def test_angles_shared_by_all_sequences_may_have_any_shape() -> None:
+    built = bench(
+        kernel("latent_write", eps=1e-5, c=16, r=8, width=24, start=0, pairs_in=1, pairs_out=0), HERE[0]
+    )
+    everything: list[Any] = spread(built.feeds(5), built.packed)
+    everything[2:4] = shared = [angles[:1] for angles in everything[2:4]]
+    wanted = built.case.reference(built.kernel, everything)
+    everything[2:4] = [angles.swapaxes(0, 1) for angles in shared]
+    for mine, its in zip(run_without(built, everything, absent=(), outputs=2), wanted):
+        assert np.allclose(mine, its, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_operands_left_off_the_end_are_missed(count: int) -> None:
+    built = bench(
+        kernel("latent_write", eps=1e-5, c=16, r=8, width=24, start=0, pairs_in=2, pairs_out=2), HERE[0]
+    )
+    everything = spread(built.feeds(5), built.packed)
+    with pytest.raises(Exception, match="input 4 has rank 0; 4 was expected"):
+        run_without(built, everything[:count], absent=(), outputs=2)
+
+
 def run_without(built: Bench, arrays: Any, absent: tuple[int, ...], outputs: int) -> list[np.ndarray]:
     """Outputs of one call without some of its operands."""
     types = {"f": TensorProto.FLOAT, "i": TensorProto.INT64}
@@ -202,3 +224,22 @@ def test_rows_that_do_not_fit_the_cache() -> None:
     past, rows, _ = built.feeds(2)
     with pytest.raises(Exception, match="must be at least the 2 new ones and fit the cache's"):
         built.run([past, rows, np.ones((2, past.shape[2] + 1), np.int64)], [past])
+
+
+def test_rows_that_are_not_like_the_cache() -> None:
+    built = bench(kernel("append", h=3, d=10), HERE[0])
+    past, rows, mask = built.feeds(2)
+    turned = np.ascontiguousarray(rows.transpose(3, 1, 2, 0))
+    with pytest.raises(Exception, match="new rows are 10 long on axis 0 where the cache is 2"):
+        built.run([past, turned, mask], [past])
+
+
+def test_a_cache_and_its_successor_that_overlap_are_refused() -> None:
+    built = bench(kernel("append", h=3, d=10), HERE[0])
+    past, rows, mask = built.feeds(2)
+    memory = np.zeros(past.size + 8, np.float32)
+    before, after = memory[: past.size].reshape(past.shape), memory[8:].reshape(past.shape)
+    session, binding = built.session([[before, rows, mask]])
+    binding.bind_ortvalue_output("y0.0", onnxruntime.OrtValue.ortvalue_from_numpy(after))
+    with pytest.raises(Exception, match="must be one buffer or have nothing in common"):
+        session.run_with_iobinding(binding)

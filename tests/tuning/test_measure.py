@@ -73,6 +73,13 @@ def test_a_worker_that_does_not_start_says_why() -> None:
         worker.trial(KERNEL, {"tile": 1}, None)
 
 
+def test_a_started_worker_is_the_one_that_tries(worker: Worker) -> None:
+    worker.start()
+    process = worker._process
+    assert worker.trial(KERNEL, {"tile": 1}, None).status == "ok"
+    assert worker._process is process
+
+
 def test_ctrl_c_leaves_no_process(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     worker.trial(KERNEL, {"tile": 1}, None)
     process = worker._process
@@ -106,7 +113,44 @@ def test_the_incumbent_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for tile in (1, 2, 4):
         reply = desk.answer({"kernel": kernel, "schedule": {"tile": tile}, "incumbent": {"tile": 1}})
         assert reply["status"] == "ok"
+        assert len(desk.loaded) == min(2, device.builds)
     assert device.builds == 3
+
+
+class Scripted:
+    """A bench whose runs take the given seconds at each point."""
+
+    def __init__(self, **seconds: float) -> None:
+        self.seconds, self.points = seconds, list(seconds)
+
+    def check(self) -> str | None:
+        return None
+
+    def time(self, point: str) -> float:
+        return self.seconds[point]
+
+
+def test_a_hopeless_candidate_is_not_timed_at_every_point() -> None:
+    incumbent = Scripted(one=1.0, many=1.0)
+    slow, its = far_end.race([Scripted(one=1.4, many=0.1), incumbent])
+    assert list(slow) == list(its) == ["one"]
+    assert compare(slow, its).value == pytest.approx(1.4)
+    close, its = far_end.race([Scripted(one=1.2, many=0.7), incumbent])
+    assert list(close) == list(its) == ["one", "many"]
+    assert compare(close, its).wins
+
+
+def test_an_incumbent_alone_is_timed_at_every_point() -> None:
+    assert list(far_end.race([Scripted(one=1.0, many=2.0)])[0]) == ["one", "many"]
+
+
+def test_noise_on_the_candidate_is_no_reason_to_stop() -> None:
+    lucky = {"one": [9.0, 9.0, 9.0, 1.0, 9.0]}
+    assert far_end._behind(lucky, {"one": [1.0] * 5}) == 1.0
+
+
+def test_points_one_of_them_lacks_are_left_out() -> None:
+    assert compare({"m=1": [2.0]}, {"m=1": [1.0], "m=64": [9.0]}).value == pytest.approx(2)
 
 
 def noisy(seconds: float, dice: random.Random, pairs: int = 11) -> dict[str, list[float]]:

@@ -194,10 +194,23 @@ def test_seconds_that_would_be_scattered_go_to_what_matters(log: Log) -> None:
     judge = Simulated()
     light = [Kernel("linear", (("k", size), ("n", 8))) for size in range(1, 9)]
     spaces = {KERNEL: SPACE, **dict.fromkeys(light, SPACE)}
-    with monotonic_steps(0.5):
-        tune(spaces, judge, Budget.parse("12s"), log, HERE, weights={KERNEL: 8.0})
+    with monotonic_steps(0.1):
+        tune(spaces, judge, Budget.parse("3s"), log, HERE, weights={KERNEL: 8.0})
     assert {kernel for kernel, _ in judge.tried} == {KERNEL}
-    assert tune(spaces, judge, Budget.parse("12s"), log, HERE).trials == 0
+    assert tune(spaces, judge, Budget.parse("3s"), log, HERE).trials == 0
+
+
+def test_every_kernel_that_matters_gets_some_trials(log: Log) -> None:
+    judge = Simulated()
+    tiny = Kernel("linear", (("k", 1), ("n", 1)))
+    space = replace(SPACE, rules=())
+    with monotonic_steps(0.1):
+        spaces = {KERNEL: space, OTHER: space, tiny: space}
+        weights = {KERNEL: 100.0, OTHER: 5.0, tiny: 0.1}
+        tune(spaces, judge, Budget.parse("12s"), log, HERE, weights=weights)
+    counts = [sum(kernel == each for kernel, _ in judge.tried) for each in (KERNEL, OTHER, tiny)]
+    assert counts[0] > counts[1] >= 5
+    assert counts[2] == 0
 
 
 def test_a_kernel_without_a_choice_is_not_measured(log: Log) -> None:

@@ -6,11 +6,13 @@ gather by expert costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import reduce
 from typing import Any
 
-from tvm.script import tirx as T
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T
 
 from ...base import Kernel, Schedule
 from ..isa import Isa
@@ -32,6 +34,16 @@ def prefetch(element: Any) -> Any:
     """Ask for the cache line that holds a buffer's element; harmless beyond the buffer's end."""
     read, keep, data = T.int32(0), T.int32(3), T.int32(1)
     return T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(element), read, keep, data)
+
+
+@contextmanager
+def loops(**frames: Any) -> Iterator[list[Any]]:
+    """Loops inside each other, by the names of their variables, which it gives.
+
+    Built as objects: parsing the same loops as source takes a hundred times as long, and tuning writes many.
+    """
+    with ExitStack() as open_loops:
+        yield [IRBuilder.name(name, open_loops.enter_context(frame)) for name, frame in frames.items()]
 
 
 def tile(
@@ -68,49 +80,39 @@ def tile(
             return Y[at] + E[T.cast(i, "int64")] * total(j)
         return total(j) + E[at] if finish == "add" else total(j)
 
-    @T.prim_func(s_tir=True)
-    def nest(
-        x: T.handle("float32"),
-        xat: T.handle("int64"),
-        w: T.handle("float32"),
-        y: T.handle("float32"),
-        yat: T.handle("int64"),
-        extra: T.handle("float32"),
-        panels: T.int32,
-    ):
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name(symbol)
         T.func_attr({"global_symbol": symbol, "tirx.noalias": True})
-        X = T.decl_buffer((T.int64(FAR),), "float32", data=x, align=4)
-        XAT = T.decl_buffer((rows,), "int64", data=xat, align=8)
-        W = T.decl_buffer((panels, k, nr), "float32", data=w, align=4)
-        Y = T.decl_buffer((T.int64(FAR),), "float32", data=y, align=4)
-        YAT = T.decl_buffer((rows,), "int64", data=yat, align=8)
-        E = T.decl_buffer((T.int64(FAR),), "float32", data=extra, align=4)
-        for p in T.serial(panels):
-            C = T.alloc_buffer((parts * rows, nr), "float32", scope="global")
-            for i in T.unroll(parts * rows):
-                for v in T.unroll(vectors):
-                    for j in T.vectorized(lanes):
-                        C[i, v * lanes + j] = T.float32(0)
-            for step in T.serial(k // parts // unroll):
-                for u in T.unroll(unroll * parts):
-                    for line in T.unroll(lines):
-                        T.evaluate(prefetch(W[p, step * unroll * parts + u + ahead, line * LINE]))
-                    for i in T.unroll(rows):
-                        for v in T.unroll(vectors):
-                            for j in T.vectorized(lanes):
-                                C[u % parts * rows + i, v * lanes + j] = (
-                                    C[u % parts * rows + i, v * lanes + j]
-                                    + X[XAT[i] + T.cast(step * unroll * parts + u, "int64")]
-                                    * W[p, step * unroll * parts + u, v * lanes + j]
-                                )
-            for i in T.unroll(rows):
-                for v in T.unroll(width // lanes):
-                    for j in T.vectorized(lanes):
-                        Y[YAT[i] + T.cast(p * width + v * lanes + j, "int64")] = result(
-                            C, Y, E, YAT[i] + T.cast(p * width + v * lanes + j, "int64"), i, v * lanes + j
-                        )
+        kinds = {
+            **dict.fromkeys(("X", "XAT", "W", "Y", "YAT", "E"), "float32"),
+            "XAT": "int64",
+            "YAT": "int64",
+        }
+        pointers = {name: T.arg(name.lower(), T.handle(kind)) for name, kind in kinds.items()}
+        panels = T.arg("panels", T.int32())
 
-    return nest
+        def buffer(name: str, *sizes: Any) -> Any:
+            align = 8 if kinds[name] == "int64" else 4
+            return IRBuilder.name(name, T.decl_buffer(sizes, kinds[name], data=pointers[name], align=align))
+
+        X, XAT, W = buffer("X", T.int64(FAR)), buffer("XAT", rows), buffer("W", panels, k, nr)
+        Y, YAT, E = buffer("Y", T.int64(FAR)), buffer("YAT", rows), buffer("E", T.int64(FAR))
+        with loops(p=T.serial(panels)) as (p,):
+            C = IRBuilder.name("C", T.alloc_buffer((parts * rows, nr), "float32", scope="global"))
+            with loops(i=T.unroll(parts * rows), v=T.unroll(vectors), j=T.vectorized(lanes)) as (i, v, j):
+                T.buffer_store(C, T.float32(0), [i, v * lanes + j])
+            with loops(step=T.serial(k // parts // unroll), u=T.unroll(unroll * parts)) as (step, u):
+                at = step * unroll * parts + u
+                with loops(line=T.unroll(lines)) as (line,):
+                    T.evaluate(prefetch(W[p, at + ahead, line * LINE]))
+                with loops(i=T.unroll(rows), v=T.unroll(vectors), j=T.vectorized(lanes)) as (i, v, j):
+                    row, column = u % parts * rows + i, v * lanes + j
+                    product = X[XAT[i] + T.cast(at, "int64")] * W[p, at, column]
+                    T.buffer_store(C, C[row, column] + product, [row, column])
+            with loops(i=T.unroll(rows), v=T.unroll(width // lanes), j=T.vectorized(lanes)) as (i, v, j):
+                to = YAT[i] + T.cast(p * width + v * lanes + j, "int64")
+                T.buffer_store(Y, result(C, Y, E, to, i, v * lanes + j), [to])
+    return builder.get()
 
 
 def shape(schedule: Any, loops: Any) -> None:

@@ -66,7 +66,7 @@ void prepare(const Latent& a, bool absorbed) {
   const auto rotate = a.function<Rotate>(ROTATE);
   const Tensor &cos = a.call.in(COS), &sin = a.call.in(SIN);
   const bool turned = a.call.row.dims[PAIRS_IN] != NONE;
-  const int64_t angle_step = turned && cos.shape[0] > 1 ? a.tokens : 0;
+  const int64_t angles = angle_step(cos, a.tokens, a.rope / 2);
   a.call.parallel(a.batch * a.heads, [&](size_t task) {
     const int64_t b = task / a.heads, n = task % a.heads;
     const float* q = a.q + a.row(b, 0, n) * a.width();
@@ -74,7 +74,7 @@ void prepare(const Latent& a, bool absorbed) {
     for (int64_t t = 0; t < a.tokens; ++t) {
       const float* from = q + t * a.heads * a.width() + a.nope;
       float* to = row + (t * a.heads + 1) * a.row_step - a.rope;
-      const int64_t angle = (b * angle_step + t) * (a.rope / 2);
+      const int64_t angle = (b * angles + t) * (a.rope / 2);
       if (turned) rotate(from, cos.as<float>() + angle, sin.as<float>() + angle, to);
       else memcpy(to, from, a.rope * sizeof(float));
     }

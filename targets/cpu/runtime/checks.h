@@ -34,4 +34,10 @@ inline bool turns(Call& call, int cos, int64_t batch, int64_t tokens, int64_t pa
   return holds(call, cos, given == angles ? angles : batch * angles) && holds(call, cos + 1, given);
 }
 
+// How many tokens' angles lie from one sequence to the next: none where all share them. By size, which turns()
+// made sure of, not by shape.
+inline int64_t angle_step(const Tensor& cos, int64_t tokens, int64_t pairs) {
+  return cos.data && cos.size() > tokens * pairs ? tokens : 0;
+}
+
 }  // namespace moec

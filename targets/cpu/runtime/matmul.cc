@@ -6,7 +6,7 @@
 // a weight is read once, in order, by one thread.
 #include <cstring>
 
-#include "kernel.h"
+#include "checks.h"
 
 namespace moec {
 namespace {
@@ -143,20 +143,13 @@ bool check_last(Call& call, int input, int64_t expected) {
   return false;
 }
 
-bool check_size(Call& call, int input, int64_t expected) {
-  if (call.in(input).size() == expected) return true;
-  call.fail("input %d holds %lld elements; %lld were expected", input, (long long)call.in(input).size(),
-            (long long)expected);
-  return false;
-}
-
 template <Finish finish>
 void linear(Call& call) {
   Matmul m(call.row, finish);
   const Tensor& x = call.in(0);
-  if (!check_last(call, 0, m.k) || !check_size(call, 1, m.weight_size())) return;
+  if (!check_last(call, 0, m.k) || !holds(call, 1, m.weight_size())) return;
   const int64_t rows = x.rows();
-  if (finish == Finish::Add && !check_size(call, 2, rows * m.columns)) return;
+  if (finish == Finish::Add && !holds(call, 2, rows * m.columns)) return;
   int64_t shape[kMaxRank];
   memcpy(shape, x.shape, x.rank * sizeof(int64_t));
   shape[x.rank - 1] = m.columns;
@@ -175,7 +168,7 @@ bool route(Call& call, Matmul& m, int64_t slots) {
   const int64_t experts = call.row.dims[Experts];
   const Tensor &order = call.in(1), &ends = call.in(2);
   const int64_t rows = order.size();
-  if (!check_size(call, 2, experts) || !check_size(call, 3, experts * m.weight_size())) return false;
+  if (!holds(call, 2, experts) || !holds(call, 3, experts * m.weight_size())) return false;
   if (!m.allocate(call, rows, experts)) return false;
   for (int64_t r = 0; r < rows; ++r)
     if (order.as<int64_t>()[r] < 0 || order.as<int64_t>()[r] >= slots)
@@ -211,10 +204,10 @@ void grouped_combine(Call& call) {
   Matmul m(call.row, Finish::Accumulate);
   const int64_t share = call.row.dims[Share], rows = call.in(1).size(), n = m.columns;
   const Tensor& weights = call.in(4);
-  if (!check_last(call, 0, m.k) || !check_size(call, 0, rows * m.k) || !check_last(call, 4, share)) return;
+  if (!check_last(call, 0, m.k) || !holds(call, 0, rows * m.k) || !check_last(call, 4, share)) return;
   const int64_t tokens = weights.rows();
   const float* base = call.row.dims[Base] ? call.in(5).as<float>() : nullptr;
-  if (base && !check_size(call, 5, tokens * n)) return;
+  if (call.row.dims[Base] && !holds(call, 5, tokens * n)) return;
   m.y = call.out<float>(0, {tokens, n});
   float* scale = m.y ? call.scratch<float>(rows) : nullptr;
   if (!scale || !route(call, m, tokens * share)) return;

@@ -80,9 +80,11 @@ void rotary(Call& call) {
 
 // --- caches [B, h, L, d]: rows go to S .. S+T-1, S+T being what the mask [B, S+T] covers ---------------------
 
-// Everything but the new rows, when the runtime gave another buffer.
-void keep_old(Call& call, const Tensor& past, float* present, int64_t start, int64_t tokens) {
-  if (present == past.data) return;
+// Everything but the new rows, when the runtime gave another buffer. False after call.fail.
+bool keep_old(Call& call, const Tensor& past, float* present, int64_t start, int64_t tokens) {
+  if (present == past.data) return true;
+  if (past.as<float>() < present + past.size() && present < past.as<float>() + past.size())
+    return call.fail("a cache and its successor overlap; they must be one buffer or have nothing in common"), false;
   const int64_t room = past.shape[2], width = past.shape[3];
   by_rows(call, past.rows(), width, kCopyElements, [&](int64_t first, int64_t last) {
     while (first < last) {
@@ -96,17 +98,21 @@ void keep_old(Call& call, const Tensor& past, float* present, int64_t start, int
       first = stop;
     }
   });
+  return true;
 }
 
 void append(Call& call) {
   if (!has_rank(call, 0, 4) || !has_rank(call, 1, 4) || !has_rank(call, 2, 2)) return;
   const Tensor &past = call.in(0), &rows = call.in(1), &mask = call.in(2);
   const int64_t tokens = rows.shape[2], start = mask.shape[1] - tokens, room = past.shape[2], width = past.shape[3];
-  if (!fits(call, tokens, mask.shape[1], room) || !holds(call, 1, past.size(0, 2) * tokens * width)) return;
+  if (!fits(call, tokens, mask.shape[1], room)) return;
+  for (int axis : {0, 1, 3})
+    if (rows.shape[axis] != past.shape[axis])
+      return call.fail("new rows are %lld long on axis %d where the cache is %lld", (long long)rows.shape[axis], axis,
+                       (long long)past.shape[axis]);
   auto present = static_cast<float*>(call.out(0, past.shape, past.rank));
   if (!present) return;
-  keep_old(call, past, present, start, tokens);
-  if (!tokens) return;
+  if (!keep_old(call, past, present, start, tokens) || !tokens) return;
   by_rows(call, rows.rows(), width, kCopyElements, [&](int64_t first, int64_t last) {
     for (int64_t row = first; row < last; ++row)
       memcpy(present + (row / tokens * room + start + row % tokens) * width, rows.as<float>() + row * width,
@@ -135,17 +141,16 @@ void latent_write(Call& call) {
   auto latents = static_cast<float*>(call.out(0, past.shape, past.rank));
   auto keys = static_cast<float*>(call.out(1, past_keys.shape, past_keys.rank));
   if (!latents || !keys) return;
-  keep_old(call, past, latents, start, tokens);
-  keep_old(call, past_keys, keys, start, tokens);
+  if (!keep_old(call, past, latents, start, tokens) || !keep_old(call, past_keys, keys, start, tokens)) return;
   const auto rms = reinterpret_cast<Rms>(call.row.functions[0]);
   const auto rotate = reinterpret_cast<Rotate>(call.row.functions[1]);
-  const int64_t angle_step = turned && cos.shape[0] > 1 ? tokens : 0;
+  const int64_t angles = angle_step(cos, tokens, r / 2);
   by_rows(call, batch * tokens, c + r, kTaskElements, [&](int64_t first, int64_t last) {
     for (int64_t row = first; row < last; ++row) {
       const int64_t b = row / tokens, t = row % tokens, to = b * room + start + t;
       const float* x = kv.as<float>() + row * dims[KV_WIDTH] + dims[KV_START];
       rms(x, call.in(W_NORM).as<float>(), latents + to * c, float(call.row.reals[0]), 1, int32_t(c), int32_t(c));
-      const int64_t angle = (b * angle_step + t) * (r / 2);
+      const int64_t angle = (b * angles + t) * (r / 2);
       if (turned) rotate(x + c, cos.as<float>() + angle, call.in(SIN).as<float>() + angle, keys + to * r);
       else memcpy(keys + to * r, x + c, r * sizeof(float));
     }
