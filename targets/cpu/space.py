@@ -54,7 +54,7 @@ def matmul(kernel: Kernel, isa: Isa) -> Space:
         shape = {"nr": vectors * isa.lanes, "mr": mr, "unroll": unroll, "ahead": ahead}
         return {**shape, "group": 256, "grain": 1024}
 
-    # The best of sweeps over rows of 512 to 2048 at AVX2 and AVX-512, close to each other at 64 rows and more;
+    # The best of sweeps over linears of 512 to 2048, close to each other at 64 rows and more;
     # the first that fits is the default.
     wide, narrowest = isa.registers == 32, point(2, 4, 2, 0)
     good = (
