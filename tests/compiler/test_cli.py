@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from command import moec, printed
 from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
 from moec.compiler import load
-from moec.compiler.cli import main
 from moec.compiler.driver import explain
 from moec.compiler.report import render
 from moec.targets.cpu import isa
@@ -28,21 +27,6 @@ from moec.targets.cpu import isa
 from .. import models
 
 FAMILY = "deepseek_v3"
-
-
-def moec(*arguments: Any) -> Result:
-    """The command's result; a traceback is the test's failure."""
-    result = CliRunner().invoke(main, [str(each) for each in arguments])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
-
-
-def printed(*arguments: Any) -> Any:
-    """What a command that ends well prints as JSON."""
-    result = moec(*arguments, "--json")
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
 
 
 @pytest.fixture(scope="module")

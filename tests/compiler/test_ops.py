@@ -8,36 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from arrays import close, real, source, tensors, whole
 from torch.nn import functional
 
 from moec.compiler.interpret import interpret
-from moec.compiler.ir import B, Graph, L, Op, S, T, TypeMismatch, Value
+from moec.compiler.ir import B, Graph, L, Op, S, T, TypeMismatch
 from moec.compiler.ops import elementwise, index, reduce, shape, sources
 from moec.compiler.ops.vocabulary import OPS
 
 torch.set_num_threads(1)
-rng = np.random.default_rng(0)
 Run = Callable[..., list[Any]]
-
-
-def real(*sizes: int) -> Any:
-    return rng.standard_normal(sizes).astype(np.float32)
-
-
-def whole(high: int, *sizes: int) -> Any:
-    return rng.integers(0, high, sizes)
-
-
-def source(name: str, dtype: str, *sizes: Any) -> Value:
-    return sources.INPUT(name=name, dtype=dtype, shape=sizes)
-
-
-def close(result: Any, expected: torch.Tensor, tolerance: float = 2e-6) -> None:
-    np.testing.assert_allclose(result, expected.numpy(), rtol=tolerance, atol=tolerance, strict=True)
-
-
-def tensors(*arrays: Any) -> list[torch.Tensor]:
-    return [torch.from_numpy(np.array(array)) for array in arrays]
 
 
 UNARY: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {

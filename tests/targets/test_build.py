@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from moec.compiler.bench import Counter
 from moec.targets.base import CannotBuild, Emitted, Kernel
 from moec.targets.cpu import build as building
 from moec.targets.cpu import isa
@@ -84,15 +85,6 @@ def test_kernels_of_several_kinds_share_a_library(tmp_path: Path) -> None:
 def test_an_empty_library_is_one(tmp_path: Path) -> None:
     library = link([], tmp_path / "library.so", isa.V3)
     onnxruntime.SessionOptions().register_custom_ops_library(str(library))
-
-
-class Counter(ctypes.Structure):
-    _fields_ = (
-        ("name", ctypes.c_char_p),
-        ("kind", ctypes.c_char_p),
-        ("calls", ctypes.c_uint64),
-        ("weight_bytes", ctypes.c_uint64),
-    )
 
 
 def test_counters_say_what_was_read(tmp_path: Path, build: Build) -> None:
