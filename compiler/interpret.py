@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,7 +13,6 @@ from .ir import DTYPES, Array, Dim, Graph, Node, Type, Value, plain
 from .ops.sources import CONSTANT, INPUT, LITERAL
 
 Symbols = Mapping[sympy.Symbol, int]
-CHUNK_BYTES = 64 << 20  # evaluate_rows aims at slices of this size
 _WIDE = {"f32": "f64", "f16": "f64", "bf16": "f64"}  # what double precision makes of a dtype
 
 
@@ -24,6 +23,7 @@ class Weights(Protocol):
 
 
 WeightSource = Weights | Mapping[str, Array]
+Observe = Callable[[Node, Sequence[Array], Sequence[Array]], None]
 
 
 class Unfit(ValueError):
@@ -38,7 +38,7 @@ def interpret(
     double: compute in float64 what the graph has in f32, f16 or bf16; feeds and weights may then be either.
     Raises Unfit where the feeds do not match the graph's inputs, or a result does not match its type.
     """
-    run = _Run(bind(graph, feeds), weights, double)
+    run = Run(bind(graph, feeds), weights, double)
     arrays = run.outputs(graph, [run.checked(v.node, v.type, feeds[input_name(v)]) for v in graph.inputs])
     return dict(zip(output_names(graph), arrays))
 
@@ -55,23 +55,7 @@ def output_names(graph: Graph) -> tuple[str, ...]:
 
 def evaluate(value: Value, weights: WeightSource, double: bool = False) -> Array:
     """The array of an expression of constants."""
-    return _Run({}, weights, double).outputs(Graph((), (value,)), [])[0]
-
-
-def evaluate_rows(value: Value, weights: WeightSource) -> Iterator[Array]:
-    """An expression of constants in slices along axis 0 that make up `evaluate(value, weights)`.
-
-    As far as ops work row by row, only the rows of a slice are read and computed: a weight of many experts
-    never exists whole. Where they do not, what they need is computed whole.
-    """
-    if value.type.rank == 0:
-        yield evaluate(value, weights)
-        return
-    count, row = _int(value.shape[0]), Type(value.type.dtype, value.shape[1:])
-    step = max(1, CHUNK_BYTES // max(1, _int(row.elements) * DTYPES[row.dtype].itemsize))
-    rows = _Rows(_Run({}, weights, False), count)
-    for start in range(0, max(count, 1), step):
-        yield rows.read(value, start, min(start + step, count))
+    return Run({}, weights, double).outputs(Graph((), (value,)), [])[0]
 
 
 def bind(graph: Graph, feeds: Mapping[str, Array]) -> dict[sympy.Symbol, int]:
@@ -131,19 +115,23 @@ def _root(where: str, dim: sympy.Expr, symbol: sympy.Symbol, size: int) -> int:
     return solution
 
 
-def _int(dim: Dim) -> int:
-    if not isinstance(dim, int):
-        raise Unfit(f"a weight has only fixed sizes, but here is {dim}")
-    return dim
+class Run:
+    """One execution: sizes, weights and precision are the same for all nodes, those in region bodies too.
 
+    observe is called with every node that is computed, what it got and what it gave.
+    """
 
-class _Run:
-    """One execution: sizes, weights and precision are the same for all nodes, those in region bodies too."""
-
-    def __init__(self, symbols: Symbols, weights: WeightSource, double: bool) -> None:
+    def __init__(
+        self,
+        symbols: Symbols,
+        weights: WeightSource,
+        double: bool = False,
+        observe: Observe | None = None,
+    ) -> None:
         self.symbols = symbols
         self.weights = weights
         self.double = double
+        self.observe = observe
         self._known: dict[Any, Any] = {}
 
     def outputs(self, graph: Graph, feeds: Sequence[Array]) -> tuple[Array, ...]:
@@ -168,10 +156,20 @@ class _Run:
             return [self.checked(node, node.types[0], self.read(node))]
         if node.op is INPUT:
             raise Unfit(f"input {node.attrs['name']} is read, but is not among the graph's inputs")
-        with np.errstate(all="ignore"):
-            results = node.op.reference(*operands, **self.attrs(node))
-        results = results if isinstance(results, tuple) else (results,)
+        results = self.results(node, operands)
         return [self.checked(node, type_, array) for type_, array in zip(node.types, results, strict=True)]
+
+    def results(self, node: Node, operands: Sequence[Array], rows: int | None = None) -> tuple[Array, ...]:
+        """What the reference gives; for operands of so many rows, where they are a part of the node's."""
+        attrs = self.attrs(node)
+        if rows is not None and "shape" in attrs:
+            attrs["shape"] = (rows, *attrs["shape"][1:])
+        with np.errstate(all="ignore"):
+            results = node.op.reference(*operands, **attrs)
+        results = results if isinstance(results, tuple) else (results,)
+        if self.observe:
+            self.observe(node, operands, results)
+        return results
 
     def read(self, node: Node, start: int = 0, stop: int | None = None) -> Array:
         """The named weight, or some of its rows."""
@@ -226,43 +224,3 @@ class _Run:
                 raise Unfit(f"the size {dim} is not fixed by the shape of any input")
             self._known[dim] = size
         return int(self._known[dim])
-
-
-class _Rows:
-    """Rows of expressions whose leading axis has `count` rows."""
-
-    def __init__(self, run: _Run, count: int) -> None:
-        self.run = run
-        self.count = count
-        self.whole: dict[Value, Array] = {}
-
-    def read(self, value: Value, start: int, stop: int) -> Array:
-        """Rows start..stop of the value."""
-        node = value.node
-        if node.op is CONSTANT:
-            return self.run.read(node, start, stop)
-        if not self.by_rows(node):
-            return self.complete(value)[start:stop]
-        attrs = self.run.attrs(node)
-        if "shape" in attrs:
-            attrs["shape"] = (stop - start, *attrs["shape"][1:])
-        operands = [
-            self.read(v, start, stop) if self.follows(v, node) else self.complete(v) for v in node.inputs
-        ]
-        with np.errstate(all="ignore"):
-            return np.asarray(node.op.reference(*operands, **attrs))
-
-    def by_rows(self, node: Node) -> bool:
-        rule, types = node.op.rowwise, [value.type for value in node.inputs]
-        fits = len(node.types) == 1 and any(self.follows(value, node) for value in node.inputs)
-        return fits and (rule if isinstance(rule, bool) else rule(*types, **node.attrs))
-
-    def follows(self, operand: Value, node: Node) -> bool:
-        """Whether the operand is read row by row, rather than broadcast."""
-        same_rank = len(node.inputs) == 1 or operand.type.rank == node.types[0].rank
-        return operand.type.rank > 0 and same_rank and operand.shape[0] == self.count
-
-    def complete(self, value: Value) -> Array:
-        if value not in self.whole:
-            self.whole[value] = self.run.outputs(Graph((), (value,)), [])[0]
-        return self.whole[value]

@@ -96,8 +96,9 @@ class Op:
     infer(*types, **attrs) -> tuple of result types, or TypeMismatch with a sentence.
     reference(*arrays, **attrs) -> the numbers, in numpy: an array, or a tuple for an op of several results.
     expand(*values, **attrs) -> the same results in simpler ops; None where the op is already simple.
-    rowwise(*types, **attrs) -> whether row i of the result depends on row i of the operands only (or on all
-    of an operand that is broadcast), so that large weights may be done in slices; a bool if it never varies.
+    rowwise(*types, **attrs) -> how many rows of the operands row i of the results depends on, so that large
+    weights may be done in slices: 1 (True) if on row i only, n if on rows n*i..n*(i+1), 0 (False) if on more.
+    An operand that is broadcast does not count. A bool if it never varies.
 
     Attributes are keyword-only parameters of `infer`; those with a default may be left out of a new node.
     """
@@ -106,7 +107,7 @@ class Op:
     infer: Callable[..., tuple[Type, ...]]
     reference: Callable[..., Any]
     expand: Callable[..., Sequence[Value]] | None = None
-    rowwise: bool | Callable[..., bool] = False
+    rowwise: bool | Callable[..., int] = False
 
     def __repr__(self) -> str:
         return self.name

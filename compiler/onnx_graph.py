@@ -12,7 +12,7 @@ import onnx
 from onnx import helper
 
 from .ir import Graph, Node, Type, Value
-from .onnx_experts import SPELLINGS, keep_packed
+from .onnx_experts import SPELLINGS, expanded, keep_packed
 from .onnx_scope import Scope, onnx_dtype
 from .ops import sources
 
@@ -70,19 +70,11 @@ def frontier(graph: Graph) -> list[Value]:
 def lowered(graph: Graph, naming: Naming) -> Graph:
     """Every op as ops that have an ONNX spelling; regions with a name stay."""
 
-    def step(node: Node, inputs: tuple[Value, ...]) -> Sequence[Value] | None:
+    def keeps(node: Node) -> bool:
         kept = node.op.name == "region" and naming(node) is not None
-        if kept or node.op.name == "input" or node.op.name in SPELLINGS:
-            return None
-        if node.op.expand is None:
-            whence = node.origin or "graph"
-            raise ValueError(f"{node.op.name} has no ONNX spelling and no expansion  [from {whence}]")
-        return node.op.expand(*inputs, **node.attrs)
+        return kept or node.op.name == "input" or node.op.name in SPELLINGS
 
-    graph = keep_packed(graph)
-    while (simpler := graph.rewrite(step)).outputs != graph.outputs:
-        graph = simpler
-    return graph
+    return expanded(keep_packed(graph), keeps)
 
 
 def _write(scope: Scope, graph: Graph, naming: Naming) -> dict[str, onnx.FunctionProto]:

@@ -212,6 +212,7 @@ SPELLINGS: Mapping[str, Spelling] = {
             "minimum": "Min",
             "neg": "Neg",
             "abs": "Abs",
+            "round": "Round",
             "sqrt": "Sqrt",
             "exp": "Exp",
             "log": "Log",

@@ -3,6 +3,9 @@
     before   region[linear](x, w_NK)
     after    region[linear](x, pack(w)_PKl), whose body begins with unpack
 
+    before   region[linear](x, codes_NK, scales_NG)
+    after    region[linear](x, pack_codes(codes)_PCl4, pack(scales)_PGl)
+
 pack(w) is an expression of constants: it is evaluated once, when the artifact is written.
 """
 
@@ -13,13 +16,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..compiler.ir import Graph, Node, Value, make
-from ..compiler.ops.layout import PACK, UNPACK
+from ..compiler.ops.layout import PACK, PACK_CODES, UNPACK, UNPACK_CODES
 from ..compiler.ops.region import REGION, inline
 from ..compiler.ops.shape import CONCAT, RESHAPE, SLICE, TRANSPOSE
 from ..compiler.ops.sources import CONSTANT, INPUT
 
 # What may stand between a stored weight and the weight that an op reads.
-ARRANGING = ("concat", "slice", "reshape", "transpose", "cast", "pack")
+ARRANGING = ("concat", "slice", "reshape", "transpose", "cast", "pack", "quantize", "pack_codes")
 
 
 def is_weight(value: Value) -> bool:
@@ -51,6 +54,22 @@ class Panels:
 
     def unpack(self, packed: Sequence[Value]) -> Value:
         return UNPACK(*packed, rows=self.rows, halves=self.halves)
+
+
+@dataclass(frozen=True, slots=True)
+class CodePanels:
+    """Codes [.., rows, K] of a quantized weight in panels, as bytes; its scales lie in Panels."""
+
+    lanes: int
+    rows: int
+    bits: int
+    halves: int = 1
+
+    def pack(self, w: Value) -> tuple[Value, ...]:
+        return (PACK_CODES(w, lanes=self.lanes, bits=self.bits, halves=self.halves),)
+
+    def unpack(self, packed: Sequence[Value]) -> Value:
+        return UNPACK_CODES(*packed, rows=self.rows, bits=self.bits, halves=self.halves)
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,6 +93,7 @@ MINIMUM = _binary("minimum", np.minimum, NUMBERS)
 
 NEG = _unary("neg", np.negative, NUMBERS)
 ABS = _unary("abs", np.abs, NUMBERS)
+ROUND = _unary("round", np.rint)  # halves to even
 SQRT = _unary("sqrt", np.sqrt)
 RSQRT = _unary("rsqrt", _rsqrt)
 EXP = _unary("exp", np.exp)

@@ -2,44 +2,57 @@
 
 M tokens, E experts, k chosen by each, R = M*k rows, K and N widths of a product, I expert width, H hidden.
 A slot is a token's choice, numbered m*k+j. Rows are slots in expert order: rows of expert e are
-ends[e-1] .. ends[e], so group sizes are data and any of them may be empty.
+ends[e-1] .. ends[e], so group sizes are data and any of them may be empty. Tokens may lie in a tensor of any
+rank, such as [B,T,H]: what counts is its last axis.
+
+Experts that all tokens share are the last ones: a gate with shared=s gives each token s more slots, of the
+experts E .. E+s-1 and weight 1, behind those it chose.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ..ir import Op, Type, TypeMismatch, Value, make, plain
+from ..ir import Dim, Op, Type, TypeMismatch, Value, make, plain
 from . import dense, elementwise, index, reduce, shape
-from .sources import scalar
+from .sources import literal_of, scalar
 
 _softmax = reduce.SOFTMAX.reference
 _sigmoid, _silu = elementwise.SIGMOID.reference, elementwise.SILU.reference
 
 
+def _tokens(x: Type) -> Dim:
+    """How many rows a tensor of any rank has."""
+    return plain(math.prod(x.shape[:-1]))
+
+
 def _gate_type(
     logits: Type, bias: Type | None = None, *, scores: str, k: int, groups: int = 1, keep: int = 1,
-    group_score: str = "max", normalise: bool, eps: float, scale: float,
+    group_score: str = "max", normalise: bool, eps: float, scale: float, shared: int = 0,
 ) -> tuple[Type, Type]:  # fmt: skip
     if scores not in ("softmax", "sigmoid") or group_score not in ("max", "top2"):
         raise TypeMismatch(f"scores are softmax or sigmoid, groups max or top2; got {scores}, {group_score}")
-    if logits.rank != 2 or not isinstance(logits.shape[1], int):
-        raise TypeMismatch("expected logits of [tokens, experts]")
-    tokens, experts = logits.shape
+    if logits.rank < 2 or not isinstance(logits.shape[-1], int):
+        raise TypeMismatch("expected logits of [.. tokens, experts]")
+    tokens, experts = _tokens(logits), logits.shape[-1]
     if experts % groups or not 1 <= keep <= groups or not 1 <= k <= keep * (experts // groups):
         raise TypeMismatch(f"{keep} of {groups} groups of {experts} experts do not leave {k} to choose from")
     if bias is not None and bias != Type(logits.dtype, (experts,)):
         raise TypeMismatch("expected one bias for each expert, in the dtype of the logits")
-    return Type("i64", (tokens, k)), Type(logits.dtype, (tokens, k))
+    if shared < 0:
+        raise TypeMismatch(f"expected a number of shared experts, not {shared}")
+    return Type("i64", (tokens, k + shared)), Type(logits.dtype, (tokens, k + shared))
 
 
 def _gate(
     logits: Any, bias: Any = None, *, scores: str, k: int, groups: int = 1, keep: int = 1,
-    group_score: str = "max", normalise: bool, eps: float, scale: float,
+    group_score: str = "max", normalise: bool, eps: float, scale: float, shared: int = 0,
 ) -> tuple[Any, Any]:  # fmt: skip
+    logits = logits.reshape(-1, logits.shape[-1])
     probabilities = _softmax(logits, axis=1) if scores == "softmax" else _sigmoid(logits)
     choice = probabilities if bias is None else probabilities + bias
     if groups > 1:
@@ -52,7 +65,9 @@ def _gate(
     weights = np.take_along_axis(probabilities, ids, axis=1)
     if normalise:
         weights = weights / (weights.sum(axis=1, keepdims=True) + eps)
-    return ids, weights * scale
+    ours = np.tile(np.arange(shared) + logits.shape[1], (len(ids), 1))
+    ones = np.ones((len(ids), shared), weights.dtype)
+    return np.hstack([ids, ours]), np.hstack([weights * scale, ones])
 
 
 def _largest(x: Any, k: int) -> Any:
@@ -62,9 +77,10 @@ def _largest(x: Any, k: int) -> Any:
 
 def _gate_expanded(
     logits: Value, bias: Value | None = None, *, scores: str, k: int, groups: int = 1, keep: int = 1,
-    group_score: str = "max", normalise: bool, eps: float, scale: float,
+    group_score: str = "max", normalise: bool, eps: float, scale: float, shared: int = 0,
 ) -> Sequence[Value]:  # fmt: skip
-    dtype = logits.type.dtype
+    dtype, tokens, experts = logits.type.dtype, _tokens(logits.type), logits.shape[-1]
+    logits = shape.RESHAPE(logits, shape=(tokens, experts))
     probabilities = reduce.SOFTMAX(logits, axis=1) if scores == "softmax" else elementwise.SIGMOID(logits)
     choice = probabilities if bias is None else elementwise.ADD(probabilities, bias)
     if groups > 1:
@@ -74,7 +90,12 @@ def _gate_expanded(
     if normalise:
         total = reduce.SUM(weights, axes=(1,), keepdims=True)
         weights = elementwise.DIV(weights, elementwise.ADD(total, scalar(eps, dtype)) if eps else total)
-    return ids, weights if scale == 1 else elementwise.MUL(weights, scalar(scale, dtype))
+    weights = weights if scale == 1 else elementwise.MUL(weights, scalar(scale, dtype))
+    if not shared:
+        return ids, weights
+    ours = shape.EXPAND(literal_of(np.arange(experts, experts + shared)), shape=(tokens, shared))
+    ones = shape.FULL(shape=(tokens, shared), value=1, dtype=dtype)
+    return shape.CONCAT(ids, ours, axis=1), shape.CONCAT(weights, ones, axis=1)
 
 
 def _masked(choice: Value, groups: int, keep: int, group_score: str) -> Value:
@@ -113,17 +134,18 @@ def _permute_expanded(ids: Value, *, experts: int) -> Sequence[Value]:
 
 
 def _grouped_matmul_type(x: Type, order: Type, ends: Type, w: Type, *, share: int) -> tuple[Type]:
-    if x.rank != 2 or w.rank != 3 or x.shape[1] != w.shape[2] or x.dtype != w.dtype:
-        raise TypeMismatch("expected rows [M, K] and weights [E, N, K] of one dtype")
+    if x.rank < 2 or w.rank != 3 or x.shape[-1] != w.shape[2] or x.dtype != w.dtype:
+        raise TypeMismatch("expected rows [.. M, K] and weights [E, N, K] of one dtype")
     if order.rank != 1 or ends.shape != w.shape[:1]:
         raise TypeMismatch("expected an order of rows [R] and one end for each expert")
-    if plain(x.shape[0] * max(share, 1)) != order.shape[0]:
+    if plain(_tokens(x) * max(share, 1)) != order.shape[0]:
         raise TypeMismatch(f"expected {share or 1} rows of the order for each row of x")
     return (Type(x.dtype, (order.shape[0], w.shape[1])),)
 
 
 def _grouped_matmul(x: Any, order: Any, ends: Any, w: Any, *, share: int) -> Any:
-    rows = x[order // share] if share else x
+    rows = x.reshape(-1, x.shape[-1])
+    rows = rows[order // share] if share else rows
     out = np.zeros((len(order), w.shape[1]), dtype=x.dtype)
     start = 0
     for expert, end in enumerate(ends):
@@ -136,7 +158,8 @@ def _grouped_matmul(x: Any, order: Any, ends: Any, w: Any, *, share: int) -> Any
 def _grouped_matmul_expanded(x: Value, order: Value, ends: Value, w: Value, *, share: int) -> Sequence[Value]:
     """Each row fetches its expert's matrix: only chosen experts are read."""
     count, (experts, width, depth) = order.shape[0], w.shape
-    rows = index.TAKE(x, elementwise.FLOOR_DIVIDE(order, scalar(share, "i64")), axis=0) if share else x
+    rows = shape.RESHAPE(x, shape=(_tokens(x.type), depth))
+    rows = index.TAKE(rows, elementwise.FLOOR_DIVIDE(order, scalar(share, "i64")), axis=0) if share else rows
     number = shape.RESHAPE(shape.IOTA(size=count, dtype=ends.type.dtype), shape=(count, 1))
     passed = elementwise.LESS_EQUAL(shape.RESHAPE(ends, shape=(1, experts)), number)
     expert = reduce.SUM(elementwise.CAST(passed, dtype="i64"), axes=(1,), keepdims=False)

@@ -14,6 +14,7 @@ from . import (
     latent,
     layout,
     norm,
+    quantize,
     reduce,
     region,
     routing,
@@ -22,7 +23,7 @@ from . import (
 )
 
 _PRIMITIVE = (sources, elementwise, shape, reduce, index, dense, attention, cache, region, layout)
-_COMPOSED = (norm, routing, latent)
+_COMPOSED = (norm, routing, latent, quantize)
 
 OPS: Mapping[str, Op] = {
     op.name: op for file in (*_PRIMITIVE, *_COMPOSED) for op in vars(file).values() if isinstance(op, Op)

@@ -9,20 +9,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ...compiler.ir import FLOATS, Graph, Node, Op
+from ...compiler.ir import Graph, L, Node, Op
 from ...compiler.ops.attention import SDPA
 from ...compiler.ops.cache import APPEND
 from ...compiler.ops.dense import LINEAR
+from ...compiler.ops.elementwise import ADD
 from ...compiler.ops.latent import LATENT_ATTENTION
 from ...compiler.ops.norm import RMS_NORM, ROTARY
-from ...compiler.ops.routing import GROUPED_MATMUL, PERMUTE, TOP_K_GATE
-from ...passes.layout import HeadPanels, Layout, Panels
-from ...passes.match import last_slice
+from ...compiler.ops.quantize import DEQUANTIZE
+from ...compiler.ops.routing import COMBINE, GROUPED_MATMUL, PERMUTE, TOP_K_GATE
+from ...compiler.ops.shape import RESHAPE
+from ...passes.layout import CodePanels, HeadPanels, Layout, Panels
+from ...passes.match import last_slice, peel
 from ..base import Kernel, Schedule
 
 # How the runtime numbers the ways in which rotated pairs lie.
 PAIRS: Mapping[str, int] = {"interleaved": 0, "halves": 1, "none": 2}
 
+GATE = ("groups", "keep", "sigmoid", "top2", "normalise", "bias", "shared")
 DIMS: Mapping[str, tuple[str, ...]] = {
     "linear": ("k", "n"),
     "linear_add": ("k", "n"),
@@ -30,18 +34,34 @@ DIMS: Mapping[str, tuple[str, ...]] = {
     "grouped_swiglu": ("k", "n", "experts", "share"),
     "grouped_combine": ("k", "n", "experts", "share", "base"),
     "rms_norm": ("n", "width", "start"),
-    "top_k_gate": ("experts", "k", "groups", "keep", "sigmoid", "top2", "normalise", "bias"),
+    "top_k_gate": ("experts", "k", *GATE),
+    "route": ("k", "n", "chosen", *GATE),
     "permute": ("experts", "k"),
     "latent_write": ("c", "r", "width", "start", "pairs_in", "pairs_out"),
-    "latent_attention": ("heads", "nope", "rope", "latent", "value", "pairs_in", "pairs_out"),
+    "latent_attention": (
+        *("heads", "nope", "rope", "latent", "value", "pairs_in", "pairs_out"),
+        *("width", "start"),
+    ),
     "append": ("h", "d"),
     "rotary": ("r", "pairs_in", "pairs_out"),
     "attention": ("heads", "groups", "dk", "dv"),
 }
 
+# The formats of weights, beside f32, for which there is a kernel of a kind.
+FORMATS: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        ("linear", "linear_add", "linear_swiglu", "grouped_swiglu", "grouped_combine"),
+        ("bf16", "int8", "int4"),
+    ),
+    "latent_attention": ("bf16",),
+}
+
+BITS: Mapping[str, int] = {"int4": 4, "int8": 8}
+
 REALS: Mapping[str, tuple[str, ...]] = {
     "rms_norm": ("eps",),
     "top_k_gate": ("eps", "scale"),
+    "route": ("eps", "scale"),
     "latent_write": ("eps",),
     "latent_attention": ("scale",),
     "attention": ("scale",),
@@ -54,26 +74,44 @@ def kernel_of(region: Node) -> Kernel:
     sizes = SIZES[kind](body)
     dims = tuple((name, int(sizes[name])) for name in DIMS[kind])
     reals = tuple((name, float(sizes[name])) for name in REALS.get(kind, ()))
-    floats = [value.type.dtype for value in (*body.inputs, *body.outputs) if value.type.dtype in FLOATS]
-    return Kernel(kind, dims, reals, floats[0]) if floats else Kernel(kind, dims, reals)
+    return Kernel(kind, dims, reals, dtype_of(body))
+
+
+def dtype_of(body: Graph) -> str:
+    """What the kernel's weight is stored as: "int4", "int8", "bf16", or f32 as all else; behind a "+" how its
+    cache is, where that is narrower.
+    """
+    bits = [node.attrs["bits"] for node in body if node.op is DEQUANTIZE]
+    narrow = [value.type for value in body.inputs if value.type.dtype == "bf16"]
+    weight = any(all(isinstance(dim, int) for dim in type_.shape) for type_ in narrow)
+    cache = any(L in type_.shape for type_ in narrow)
+    return (f"int{bits[0]}" if bits else "bf16" if weight else "f32") + ("+bf16" if cache else "")
 
 
 def layout_of(kernel: Kernel, schedule: Schedule) -> Mapping[int, Layout]:
     """How each weight operand that the kernel wants packed lies under a schedule; lanes are its knob nr."""
     lanes = int(schedule.get("nr", 0))
     match kernel.kind:
-        case "linear" | "linear_add":
-            return {1: Panels(lanes, kernel["n"])}
+        case "linear" | "linear_add" | "route":
+            return panels(1, kernel, lanes)
         case "linear_swiglu":
-            return {1: Panels(lanes, kernel["n"], halves=2)}
+            return panels(1, kernel, lanes, halves=2)
         case "grouped_swiglu":
-            return {3: Panels(lanes, kernel["n"], halves=2)}
+            return panels(3, kernel, lanes, halves=2)
         case "grouped_combine":
-            return {3: Panels(lanes, kernel["n"])}
+            return panels(3, kernel, lanes)
         case "latent_attention":
             return {6: HeadPanels(lanes, kernel["heads"], kernel["nope"], kernel["value"])}
         case _:
             return {}
+
+
+def panels(operand: int, kernel: Kernel, lanes: int, halves: int = 1) -> Mapping[int, Layout]:
+    """A weight in panels; of a quantized one the codes, and its scales as the next operand."""
+    plain = Panels(lanes, kernel["n"], halves)
+    if kernel.dtype not in BITS:
+        return {operand: plain}
+    return {operand: CodePanels(lanes, kernel["n"], BITS[kernel.dtype], halves), operand + 1: plain}
 
 
 def the(op: Op, body: Graph) -> Node:
@@ -96,9 +134,12 @@ def grouped_sizes(body: Graph) -> dict[str, Any]:
 
 
 def combine_sizes(body: Graph) -> dict[str, Any]:
-    """share is how many experts a token has; base is 1 where the result is added to something."""
-    chosen = body.inputs[4].shape[1]
-    return grouped_sizes(body) | {"share": chosen, "base": len(body.inputs) - 5}
+    """share is how many experts a token has; base is 0 or, where the result is added to something of its
+    shape, how many axes that has before the last.
+    """
+    chosen, result = the(COMBINE, body).inputs[2].shape[1], body.outputs[0]
+    added = any(node.op is ADD and peel(result, RESHAPE).node is node for node in body)
+    return grouped_sizes(body) | {"share": chosen, "base": (result.type.rank - 1) * added}
 
 
 def norm_sizes(body: Graph) -> dict[str, Any]:
@@ -112,12 +153,17 @@ def gate_sizes(body: Graph) -> dict[str, Any]:
     """The gate's attributes, those with names as flags."""
     gate = the(TOP_K_GATE, body)
     flags = {
-        "experts": gate.inputs[0].shape[1],
+        "experts": gate.inputs[0].shape[-1],
         "sigmoid": gate.attrs["scores"] == "sigmoid",
         "top2": gate.attrs["group_score"] == "top2",
         "bias": len(gate.inputs) - 1,
     }
     return dict(gate.attrs) | flags
+
+
+def route_sizes(body: Graph) -> dict[str, Any]:
+    """The router's sizes and the gate's; `chosen` are the gate's k."""
+    return gate_sizes(body) | {"chosen": the(TOP_K_GATE, body).attrs["k"]} | linear_sizes(body)
 
 
 def permute_sizes(body: Graph) -> dict[str, Any]:
@@ -139,10 +185,11 @@ def write_sizes(body: Graph) -> dict[str, Any]:
 
 
 def latent_sizes(body: Graph) -> dict[str, Any]:
-    """The op's attributes, and the widths of its two caches."""
+    """The op's attributes, the widths of its two caches, and where queries lie: from `start` of `width`."""
     node = the(LATENT_ATTENTION, body)
     latent, rotary_keys = node.inputs[-4:-2]
-    widths = {"latent": latent.shape[3], "rope": rotary_keys.shape[3]}
+    q, start, *_ = last_slice(node.inputs[0]) or (node.inputs[0], 0)
+    widths = {"latent": latent.shape[3], "rope": rotary_keys.shape[3], "width": q.shape[2], "start": start}
     return dict(node.attrs) | widths | pairs(node.attrs)
 
 
@@ -173,6 +220,7 @@ SIZES: Mapping[str, Callable[[Graph], Mapping[str, Any]]] = {
     "grouped_combine": combine_sizes,
     "rms_norm": norm_sizes,
     "top_k_gate": gate_sizes,
+    "route": route_sizes,
     "permute": permute_sizes,
     "latent_write": write_sizes,
     "latent_attention": latent_sizes,

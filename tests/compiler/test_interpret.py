@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moec.compiler import interpret as interpreter
-from moec.compiler.interpret import Unfit, bind, evaluate, evaluate_rows, interpret
+from moec.compiler import slices as sliced
+from moec.compiler.interpret import Unfit, bind, evaluate, interpret
 from moec.compiler.ir import DTYPES, B, Graph, L, Op, S, T, Value, make
 from moec.compiler.ops import cache, dense, elementwise, layout, reduce, region, shape, sources
+from moec.compiler.slices import evaluate_rows
 
 rng = np.random.default_rng(0)
 
@@ -194,7 +195,7 @@ def experts(count: int) -> tuple[Value, Recording, Any]:
 
 def test_rows_of_experts_are_read_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     value, weights, arrays = experts(5)
-    monkeypatch.setattr(interpreter, "CHUNK_BYTES", 2 * 4 * int(np.prod(value.shape[1:], dtype=int)))
+    monkeypatch.setattr(sliced, "CHUNK_BYTES", 2 * 4 * int(np.prod(value.shape[1:], dtype=int)))
     slices = list(evaluate_rows(value, weights))
     assert [len(part) for part in slices] == [2, 2, 1]
     np.testing.assert_array_equal(np.concatenate(slices), evaluate(value, arrays), strict=True)
@@ -216,6 +217,9 @@ def test_rows_of_experts_are_read_a_few_at_a_time(monkeypatch: pytest.MonkeyPatc
     elementwise.ADD(weight("v", 6), weight("w", 6, 6)),
     elementwise.NEG(shape.TRANSPOSE(weight("w", 6, 6), perm=(1, 0))),
     layout.PACK(weight("w", 6, 6), lanes=4),
+    layout.PACK(weight("w", 6, 6), lanes=2),
+    layout.PACK(weight("w", 6, 6), lanes=2, halves=2),
+    layout.PACK(shape.CONCAT(weight("w", 6, 6), weight("w", 6, 6), axis=1), lanes=4),
     layout.PACK(weight("w", 6, 6), lanes=1),
     layout.UNPACK(layout.PACK(weight("w", 6, 6), lanes=1), rows=6),
     reduce.SUM(weight("w", 6, 6), axes=(0,), keepdims=True),
@@ -225,7 +229,7 @@ def test_rows_of_experts_are_read_a_few_at_a_time(monkeypatch: pytest.MonkeyPatc
     elementwise.MUL(weight("w", 6, 6), sources.literal_of(np.arange(36, dtype=np.float32).reshape(6, 6))),
 ], ids=repr)  # fmt: skip
 def test_rows_are_those_of_the_whole(value: Value, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interpreter, "CHUNK_BYTES", 48)
+    monkeypatch.setattr(sliced, "CHUNK_BYTES", 48)
     arrays = {"w": real(6, 6), "v": real(6)}
     for weights in (arrays, Recording(**arrays)):
         parts = list(evaluate_rows(value, weights))

@@ -73,6 +73,7 @@ CASES: list[tuple[str, tuple[np.ndarray, ...], dict[str, Any]]] = [
     *((op, (I64, np.array([[2], [-2], [3]], np.int64)), {}) for op in INTEGER),
     ("pow", (np.abs(floats(3, 5)), np.array(2.5, np.float32)), {}),
     ("neg", (I64,), {}),
+    ("round", (np.array([[-2.5, -1.5, -0.5, 0.5, 1.5, 2.49, 1e9]], np.float32),), {}),
     ("abs", (I64,), {}),
     ("gelu", (floats(3, 5),), {}),
     ("gelu", (floats(3, 5),), {"approximate": "tanh"}),

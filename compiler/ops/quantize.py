@@ -1,0 +1,168 @@
+"""Numbers in few bits: groups of 32 along the last axis share a scale.
+
+A weight w [.., N, K] is codes i8 [.., N, K] times scales f16 [.., N, K/32]: whole numbers in -127..127 for
+8 bits, in -8..7 for 4. round_trip(x) is what is left of activations that a kernel rounds to 8 bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..ir import FLOATS, Array, Op, Type, TypeMismatch, Value
+from .elementwise import ABS, CAST, DIV, GREATER_EQUAL, MAXIMUM, MINIMUM, MUL, NEG, ROUND, WHERE
+from .reduce import MAX, SUM
+from .rules import check_choice, check_dtype, check_shape
+from .shape import RESHAPE
+from .sources import scalar
+
+GROUP = 32
+BLOCK = 1 << 11  # groups done at once, so that what is made of them on the way stays in the cache
+RANGES = {8: (-127, 127), 4: (-8, 7)}  # bits -> the smallest and the largest code
+
+
+def _groups(x: Type) -> int:
+    """Groups in a row of x."""
+    columns = x.shape[-1] if x.rank else 0
+    if not isinstance(columns, int) or columns % GROUP or not columns:
+        raise TypeMismatch(f"the last axis is {columns}, but must be a multiple of {GROUP}")
+    return columns // GROUP
+
+
+def _quantize_type(w: Type, *, bits: int) -> tuple[Type, ...]:
+    check_choice("bits", bits, tuple(RANGES))
+    check_dtype("the weight", w, ("f32",))
+    return Type("i8", w.shape), Type("f16", (*w.shape[:-1], _groups(w)))
+
+
+def _dequantize_type(codes: Type, scales: Type, *, bits: int) -> tuple[Type, ...]:
+    check_choice("bits", bits, tuple(RANGES))
+    check_dtype("codes", codes, ("i8",))
+    check_dtype("scales", scales, ("f16",))
+    check_shape("scales", scales, (*codes.shape[:-1], _groups(codes)))
+    return (Type("f32", codes.shape),)
+
+
+def _round_trip_type(x: Type) -> tuple[Type, ...]:
+    check_dtype("x", x, FLOATS)
+    _groups(x)
+    return (x,)
+
+
+def _quantize(w: Array, *, bits: int) -> tuple[Array, Array]:
+    """Always computed from f32, so that double precision elsewhere does not change a weight's codes."""
+    groups = np.ascontiguousarray(w, np.float32).reshape(-1, GROUP)
+    codes, scales = np.empty(groups.shape, np.int8), np.empty(len(groups), np.float16)
+    for start in range(0, len(groups), BLOCK):
+        part = slice(start, start + BLOCK)
+        scales[part] = _encode(groups[part], codes[part], bits)
+    wide = np.float16 if w.dtype == np.float32 else w.dtype
+    return codes.reshape(w.shape), scales.reshape(*w.shape[:-1], w.shape[-1] // GROUP).astype(
+        wide, copy=False
+    )
+
+
+def _encode(w: Array, codes: Array, bits: int) -> Array:
+    """Write the codes of groups w [g, 32]; gives their scales f16 [g].
+
+    4 bits: the number furthest from 0 becomes -8 first, whatever its sign. Then, twice, a scale becomes that
+    with which the codes are closest to w (least squares), and the codes those that this scale gives.
+    """
+    if bits == 8:
+        scales: Array = (np.abs(w).max(axis=1) / np.float32(127)).astype(np.float16)
+        codes[...] = _codes(w, scales, bits)
+        return scales
+    high, low = w.max(axis=1), w.min(axis=1)
+    scales = (np.where(high >= -low, high, low) / np.float32(-8)).astype(np.float16)
+    for _ in range(2):
+        chosen = _codes(w, scales, bits)
+        match, square = (np.einsum("gk,gk->g", other, chosen) for other in (w, chosen))
+        scales = (match / np.maximum(square, 1)).astype(np.float16)
+    codes[...] = _codes(w, scales, bits)
+    return scales
+
+
+def _codes(w: Array, scales: Array, bits: int) -> Array:
+    """The nearest codes, as floats; those of a scale of 0 are 0."""
+    wide = scales.astype(np.float32)
+    safe = np.where(wide == 0, np.float32(1), wide)
+    chosen: Array = w / safe[:, None]
+    chosen[wide == 0] = 0
+    np.rint(chosen, out=chosen)
+    np.clip(chosen, *RANGES[bits], out=chosen)
+    return chosen
+
+
+def _dequantize(codes: Array, scales: Array, *, bits: int) -> Array:
+    dtype = np.float32 if scales.dtype == np.float16 else scales.dtype
+    grouped = codes.reshape(*scales.shape, GROUP).astype(dtype)
+    grouped *= scales[..., None].astype(dtype)
+    return grouped.reshape(codes.shape)
+
+
+def _round_trip(x: Array) -> Array:
+    groups = x.reshape(*x.shape[:-1], x.shape[-1] // GROUP, GROUP)
+    scales = np.abs(groups).max(axis=-1, keepdims=True) / np.asarray(127, x.dtype)
+    safe = np.where(scales > 0, scales, np.asarray(1, x.dtype))
+    return np.asarray(np.rint(groups / safe) * scales).reshape(x.shape)
+
+
+def _grouped(x: Value) -> Value:
+    return RESHAPE(x, shape=(*x.shape[:-1], _groups(x.type), GROUP))
+
+
+def _expand_quantize(w: Value, *, bits: int) -> Sequence[Value]:
+    groups, last = _grouped(w), w.type.rank
+    high = MAX(groups, axes=(last,), keepdims=True)
+    low = NEG(MAX(NEG(groups), axes=(last,), keepdims=True))
+    largest = WHERE(GREATER_EQUAL(high, NEG(low)), high, low)
+    if bits == 8:
+        scales = CAST(DIV(ABS(largest), scalar(127, "f32")), dtype="f16")
+    else:
+        scales = CAST(DIV(largest, scalar(-8, "f32")), dtype="f16")
+        for _ in range(2):
+            codes = _expand_codes(groups, scales, bits)
+            match, square = (SUM(MUL(other, codes), axes=(last,), keepdims=True) for other in (groups, codes))
+            scales = CAST(DIV(match, MAXIMUM(square, scalar(1, "f32"))), dtype="f16")
+    codes = CAST(_expand_codes(groups, scales, bits), dtype="i8")
+    return RESHAPE(codes, shape=w.shape), RESHAPE(scales, shape=scales.shape[:-1])
+
+
+def _expand_codes(groups: Value, scales: Value, bits: int) -> Value:
+    low, high = (scalar(bound, "f32") for bound in RANGES[bits])
+    return MINIMUM(MAXIMUM(ROUND(_quotient(groups, CAST(scales, dtype="f32"))), low), high)
+
+
+def _quotient(groups: Value, scales: Value) -> Value:
+    """groups / scales, 0 where a scale is 0."""
+    size = ABS(scales)
+    zero, one = (scalar(number, scales.type.dtype) for number in (0, 1))
+    some = GREATER_EQUAL(zero, size)
+    return WHERE(some, zero, DIV(groups, WHERE(some, one, scales)))
+
+
+def _expand_dequantize(codes: Value, scales: Value, *, bits: int) -> Sequence[Value]:
+    wide = RESHAPE(CAST(scales, dtype="f32"), shape=(*scales.shape, 1))
+    return (RESHAPE(MUL(CAST(_grouped(codes), dtype="f32"), wide), shape=codes.shape),)
+
+
+def _expand_round_trip(x: Value) -> Sequence[Value]:
+    groups = _grouped(x)
+    largest = MAX(ABS(groups), axes=(x.type.rank,), keepdims=True)
+    scales = DIV(largest, scalar(127, x.type.dtype))
+    return (RESHAPE(MUL(ROUND(_quotient(groups, scales)), scales), shape=x.shape),)
+
+
+# quantize(w f32 [.., N, K]; bits) -> codes i8 [.., N, K], scales f16 [.., N, K/32]
+QUANTIZE = Op("quantize", _quantize_type, _quantize, _expand_quantize, rowwise=lambda w, **attrs: w.rank > 1)
+# dequantize(codes, scales; bits) -> f32 [.., N, K]; bits say what range the codes have
+DEQUANTIZE = Op(
+    "dequantize",
+    _dequantize_type,
+    _dequantize,
+    _expand_dequantize,
+    rowwise=lambda codes, *_, **attrs: codes.rank > 1,
+)
+# round_trip(x [.., K]): each group to 8 bits and back, scale = largest / 127, halves to even
+ROUND_TRIP = Op("round_trip", _round_trip_type, _round_trip, _expand_round_trip)

@@ -1,0 +1,50 @@
+"""Which weights become narrower: --quant, and a file of rules that overrides it."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..passes.precision import FORMATS, POLICIES, ROLES, Policy
+
+NONE = "none"
+QUANTS = (NONE, *POLICIES)
+
+
+class BadPolicy(ValueError):
+    """What the user said of weights' formats cannot be followed; the message is a sentence for them."""
+
+
+def policy_of(quant: str = NONE, rules: Path | None = None) -> Policy | None:
+    """The policy of --quant and --quant-config; None where every weight stays as it is. Raises BadPolicy."""
+    if quant not in QUANTS:
+        raise BadPolicy(f"there is no format {quant!r} for weights; there is {', '.join(QUANTS)}")
+    stays = Policy(dict.fromkeys(("embedding", *ROLES), "f32"))
+    found = replace(POLICIES.get(quant, stays), rules=read_rules(rules) if rules else ())
+    return None if quant == NONE and not found.rules else found
+
+
+def read_rules(path: Path) -> Sequence[tuple[str, str]]:
+    """Patterns of tensor names and their formats, in the file's order. Raises BadPolicy."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        content: Any = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except (OSError, ValueError) as error:
+        said = error.strerror if isinstance(error, OSError) else error
+        raise BadPolicy(f"{path}: cannot be read as JSON or TOML: {said}") from None
+    if not isinstance(content, dict):
+        raise BadPolicy(
+            f"{path}: holds a {type(content).__name__}, expected patterns of tensor names with a format "
+            'each, such as {"*.experts.*": "int4"}'
+        )
+    for pattern, format in content.items():
+        if format not in FORMATS:
+            raise BadPolicy(
+                f"{path}: {pattern!r} has the format {format!r}; there is {', '.join(FORMATS)}"
+                + ("; put quotes around a pattern with dots" if isinstance(format, dict) else "")
+            )
+    return tuple(content.items())
