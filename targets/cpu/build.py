@@ -37,7 +37,7 @@ LINK = (
 )
 
 # LLVM puts helpers of its own into every object; they are nobody else's business.
-EXPORTS = "{ global: RegisterCustomOps; moec_counters; local: *; };"
+EXPORTS = "{ global: RegisterCustomOps; moec_counts; local: *; };"
 
 
 def link(emitted: Sequence[Emitted], out: Path, isa: Isa) -> Path:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ...compiler.ir import Array
 from ..base import Kernel
+from . import cases_quantized
+from .lower import BITS
 
 T = TypeVar("T")
 Random = np.random.Generator
@@ -29,14 +31,14 @@ class Case:
     weights(kernel, random): the others by their place among all operands, not packed;
     reference(kernel, operands): outputs, float64 or int64.
     tolerance: the largest error of a float output, relative to its largest value.
-    points: the counts of rows it is timed at.
+    points: the counts of rows it is timed at, one in each bucket of tokens.
     """
 
     feeds: Callable[[Kernel, int, Random], list[Array]]
     reference: Callable[[Kernel, Feeds], list[Array]]
     weights: Callable[[Kernel, Random], Mapping[int, Array]] = no_weights
     tolerance: float = 1e-5
-    points: tuple[int, ...] = (1, 8, 64, 256)
+    points: tuple[int, ...] = (1, 3, 8, 32, 128, 512)
 
 
 def operands(feeds: Sequence[T], weights: Mapping[int, T]) -> list[T]:
@@ -68,10 +70,17 @@ def linear_feeds(kernel: Kernel, rows: int, random: Random) -> list[Array]:
 
 def linear_weights(kernel: Kernel, random: Random) -> Mapping[int, Array]:
     """w [n, k]."""
-    return {1: uniform(random, kernel["n"], kernel["k"])}
+    return weight(kernel, 1, random, kernel["n"], kernel["k"])
 
 
-def times(x: Array, w: Array) -> Array:
+def weight(kernel: Kernel, place: int, random: Random, *shape: int) -> Mapping[int, Array]:
+    """The weight that is operand `place`, as one or, in few bits, two operands."""
+    if kernel.weights in BITS:
+        return cases_quantized.weight(kernel, place, random, shape)
+    return {place: uniform(random, *shape)}
+
+
+def times(x: Array, w: Any) -> Array:
     """x times w transposed in float64, some rows of w at a time: they may be many."""
     rows = range(0, len(w), 4096)
     return np.concatenate(
@@ -81,7 +90,7 @@ def times(x: Array, w: Array) -> Array:
 
 def linear(kernel: Kernel, operands: Feeds) -> list[Array]:
     """x times w transposed, then swiglu or the residual."""
-    x, w, *residual = operands
+    x, w, *residual = cases_quantized.meant(kernel, 1, operands)
     y = times(x, w)
     if kernel.kind == "linear_swiglu":
         return [swiglu(y)]
@@ -98,7 +107,7 @@ def routing(kernel: Kernel, tokens: int, random: Random) -> list[Array]:
 
 def grouped_weights(kernel: Kernel, random: Random) -> Mapping[int, Array]:
     """w [experts, n, k]."""
-    return {3: uniform(random, kernel["experts"], kernel["n"], kernel["k"])}
+    return weight(kernel, 3, random, kernel["experts"], kernel["n"], kernel["k"])
 
 
 def grouped_swiglu_feeds(kernel: Kernel, rows: int, random: Random) -> list[Array]:
@@ -114,7 +123,7 @@ def grouped_combine_feeds(kernel: Kernel, rows: int, random: Random) -> list[Arr
     return [y, *routing(kernel, rows, random), uniform(random, rows, share), *base]
 
 
-def grouped(rows: Array, ends: Array, w: Array) -> Array:
+def grouped(rows: Array, ends: Array, w: Any) -> Array:
     """Every row times the weight of its expert."""
     y = np.zeros((len(rows), w.shape[1]))
     first = 0
@@ -127,13 +136,13 @@ def grouped(rows: Array, ends: Array, w: Array) -> Array:
 
 def grouped_swiglu(kernel: Kernel, operands: Feeds) -> list[Array]:
     """Gathered rows times their experts, then swiglu."""
-    x, order, ends, w = operands
+    x, order, ends, w = cases_quantized.meant(kernel, 3, operands)
     return [swiglu(grouped(x[order // kernel["share"]], ends, w))]
 
 
 def grouped_combine(kernel: Kernel, operands: Feeds) -> list[Array]:
     """Rows times their experts, added up by token with its weights."""
-    y, order, ends, w, weights, *base = operands
+    y, order, ends, w, weights, *base = cases_quantized.meant(kernel, 3, operands)
     out = base[0].astype(np.float64) if base else np.zeros((len(weights), kernel["n"]))
     scale = weights.reshape(-1)[order].astype(np.float64)
     np.add.at(out, order // kernel["share"], grouped(y, ends, w) * scale[:, None])

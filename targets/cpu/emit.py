@@ -14,9 +14,10 @@ from typing import Any
 import tvm
 from tvm import s_tir, tirx
 
-from ..base import Emitted, Kernel, Schedule
+from ..base import Emitted, Kernel, Schedule, Schedules
 from .isa import Isa
-from .kernels import attention, matmul, norm, rotary, routing
+from .kernels import attention, matmul, norm, quantized, rotary, routing
+from .lower import BITS
 from .table import op_name
 
 # kind -> (kernel, schedule, isa, prefix) -> PrimFuncs, in the order the kind's C++ driver expects them.
@@ -28,34 +29,48 @@ BUILDERS: Mapping[str, Builder] = {
     **rotary.BUILDERS,
     **routing.BUILDERS,
 }
+# The same where weights are stored in few bits.
+QUANTIZED: Mapping[str, Builder] = {**BUILDERS, **quantized.BUILDERS}
 
 
-def emit(kernel: Kernel, schedule: Schedule, isa: Isa) -> Emitted:
-    """Object code for one kernel. Raises ValueError for a kind without a builder."""
+def emit(kernel: Kernel, schedules: Schedules, isa: Isa) -> Emitted:
+    """Object code for one kernel, equal schedules' functions once. Raises ValueError for an unknown kind."""
     if kernel.kind not in BUILDERS:
         raise ValueError(
             f"the cpu target has no {kernel.kind!r} kernel; there are {', '.join(sorted(BUILDERS))}"
         )
-    functions = BUILDERS[kernel.kind](kernel, schedule, isa, f"moec_{op_name(kernel, schedule)}")
-    symbols = tuple(str(function.attrs["global_symbol"]) for function in functions)
-    return Emitted(kernel, schedule, object_code(dict(zip(symbols, functions)), isa), symbols)
+    builders = QUANTIZED if kernel.weights in BITS else BUILDERS
+    name = op_name(kernel, schedules)
+    functions: dict[str, Any] = {}
+    symbols: list[tuple[str, ...]] = []
+    for schedule in schedules.values():
+        same = next(first for first, other in schedules.items() if other == schedule)
+        built = builders[kernel.kind](kernel, schedule, isa, f"moec_{name}_{same}")
+        symbols.append(tuple(str(function.attrs["global_symbol"]) for function in built))
+        functions.update(zip(symbols[-1], built))
+    return Emitted(kernel, schedules, object_code(functions, isa), tuple(symbols))
 
 
 def object_code(functions: Mapping[str, Any], isa: Isa) -> bytes:
     """A relocatable object holding these functions, each under its name."""
-    target = tvm.target.Target(
-        {
-            "kind": "llvm",
-            "mtriple": "x86_64-linux-gnu",
-            "mcpu": isa.llvm_cpu,
-            "mattr": list(isa.llvm_attributes),
-        }
-    )
-    module = tvm.get_global_func("target.build.llvm")(lower(functions, target), target)
+    module = compiled(functions, isa)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.o"
         module.write_to_file(str(path), "o")
         return path.read_bytes()
+
+
+def compiled(functions: Mapping[str, Any], isa: Isa) -> Any:
+    """These functions as TVM's module of machine code."""
+    target = tvm.target.Target(
+        {
+            "kind": "llvm",
+            "mtriple": isa.triple,
+            "mcpu": isa.llvm_cpu,
+            "mattr": list(isa.llvm_attributes),
+        }
+    )
+    return tvm.get_global_func("target.build.llvm")(lower(functions, target), target)
 
 
 def lower(functions: Mapping[str, Any], target: Any) -> Any:

@@ -25,8 +25,11 @@ def level(request: pytest.FixtureRequest) -> isa.Isa:
 
 @cache
 def built(kernel: Kernel, level: isa.Isa, threads: int = 2, **knobs: int) -> Bench:
-    """The kernel with its default schedule but for these knobs."""
-    return Device(level.name, threads).bench(kernel, {**space(kernel, level).default, **knobs})
+    """The kernel with its default schedules but for these knobs."""
+    defaults = space(kernel, level).defaults
+    return Device(level.name, threads).bench(
+        kernel, {first: {**schedule, **knobs} for first, schedule in defaults.items()}
+    )
 
 
 @pytest.fixture

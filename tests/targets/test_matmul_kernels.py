@@ -198,10 +198,10 @@ def test_timing_a_point(build: Build) -> None:
 
 def test_schedules_of_a_kernel_share_weights_and_references(level: isa.Isa) -> None:
     kernel, device = kernel_of("linear", 20, 30), Device(level.name)
-    one, other = (device.bench(kernel, {**space(kernel, level).default, "mr": mr}) for mr in (2, 3))
+    one, other = (device.bench(kernel, {1: {**space(kernel, level).default, "mr": mr}}) for mr in (2, 3))
     assert one.weights is other.weights
     assert one.sample.example(3)[1] is other.sample.example(3)[1]
-    another = device.bench(kernel_of("linear", 20, 31), space(kernel, level).default)
+    another = device.bench(kernel_of("linear", 20, 31), space(kernel, level).defaults)
     assert another.weights[1].shape == (31, 20)
 
 

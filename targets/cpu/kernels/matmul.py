@@ -6,7 +6,7 @@ gather by expert costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import reduce
 from typing import Any
@@ -16,6 +16,7 @@ from tvm.tirx.script import builder as T
 
 from ...base import Kernel, Schedule
 from ..isa import Isa
+from .bfloat import BYTES, STORED, widened
 from .exponential import silu
 
 # A length no buffer reaches: extents of gathered operands are the caller's business.
@@ -46,6 +47,17 @@ def loops(**frames: Any) -> Iterator[list[Any]]:
         yield [IRBuilder.name(name, open_loops.enter_context(frame)) for name, frame in frames.items()]
 
 
+def finished(
+    finish: str, total: Callable[[Any, Any], Any], width: int, Y: Any, E: Any, at: Any, i: Any, j: Any
+) -> Any:
+    """What row i of a panel leaves in column j of `width`, at Y[at], of its sums total(row, column)."""
+    if finish == "swiglu":
+        return silu(total(i, j)) * total(i, j + width)
+    if finish == "accumulate":
+        return Y[at] + E[T.cast(i, "int64")] * total(i, j)
+    return total(i, j) + E[at] if finish == "add" else total(i, j)
+
+
 def tile(
     symbol: str,
     rows: int,
@@ -55,30 +67,26 @@ def tile(
     unroll: int = 1,
     ahead: int = 0,
     finish: str = "store",
+    stored: str = "float32",
 ) -> Any:
     """A function (x, xat, w, y, yat, extra, panels).
 
         y[yat[i] + p * width + j] = finish(sum_k x[xat[i] + k] * w[p, k, j])
 
-    x, y: float32; xat, yat: int64[rows], in elements; w: float32[panels, k, nr], asked for `ahead` steps of k
-    early; width: nr. finish: store; add (plus extra, float32 at y's offsets); accumulate (times extra[i],
-    float32[rows], plus y itself); swiglu (silu of the panel's first half times its second; width: nr / 2).
+    x, y: float32; xat, yat: int64[rows], in elements; w: [panels, k, nr], `stored` as in bfloat.py, asked for
+    `ahead` steps of k early; width: nr. finish: store; add (plus extra, float32 at y's offsets); accumulate
+    (times extra[i], float32[rows], plus y itself); swiglu (silu of the panel's first half times its second;
+    width: nr / 2).
     """
-    vectors, lines = nr // lanes, max(nr // LINE, 1) if ahead else 0
+    line = LINE * BYTES["float32"] // BYTES[stored]
+    vectors, lines = nr // lanes, -(-nr // line) if ahead else 0
     # Few rows would wait on their own adds, so several sums take turns over k.
     parts = divisor(k, max(1, CHAINS // (rows * vectors)))
     unroll = divisor(k // parts, unroll)
     width = nr // 2 if finish == "swiglu" else nr
 
-    def result(C: Any, Y: Any, E: Any, at: Any, i: Any, j: Any) -> Any:
-        def total(column: Any) -> Any:
-            return reduce(lambda a, b: a + b, [C[part * rows + i, column] for part in range(parts)])
-
-        if finish == "swiglu":
-            return silu(total(j)) * total(j + width)
-        if finish == "accumulate":
-            return Y[at] + E[T.cast(i, "int64")] * total(j)
-        return total(j) + E[at] if finish == "add" else total(j)
+    def total(i: Any, column: Any) -> Any:
+        return reduce(lambda a, b: a + b, [C[part * rows + i, column] for part in range(parts)])
 
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(symbol)
@@ -87,12 +95,13 @@ def tile(
             **dict.fromkeys(("X", "XAT", "W", "Y", "YAT", "E"), "float32"),
             "XAT": "int64",
             "YAT": "int64",
+            "W": stored,
         }
         pointers = {name: T.arg(name.lower(), T.handle(kind)) for name, kind in kinds.items()}
         panels = T.arg("panels", T.int32())
 
         def buffer(name: str, *sizes: Any) -> Any:
-            align = 8 if kinds[name] == "int64" else 4
+            align = 8 if kinds[name] == "int64" else BYTES[kinds[name]]
             return IRBuilder.name(name, T.decl_buffer(sizes, kinds[name], data=pointers[name], align=align))
 
         X, XAT, W = buffer("X", T.int64(FAR)), buffer("XAT", rows), buffer("W", panels, k, nr)
@@ -103,15 +112,15 @@ def tile(
                 T.buffer_store(C, T.float32(0), [i, v * lanes + j])
             with loops(step=T.serial(k // parts // unroll), u=T.unroll(unroll * parts)) as (step, u):
                 at = step * unroll * parts + u
-                with loops(line=T.unroll(lines)) as (line,):
-                    T.evaluate(prefetch(W[p, at + ahead, line * LINE]))
+                with loops(each=T.unroll(lines)) as (each,):
+                    T.evaluate(prefetch(W[p, at + ahead, each * line]))
                 with loops(i=T.unroll(rows), v=T.unroll(vectors), j=T.vectorized(lanes)) as (i, v, j):
                     row, column = u % parts * rows + i, v * lanes + j
-                    product = X[XAT[i] + T.cast(at, "int64")] * W[p, at, column]
+                    product = X[XAT[i] + T.cast(at, "int64")] * widened(W[p, at, column])
                     T.buffer_store(C, C[row, column] + product, [row, column])
             with loops(i=T.unroll(rows), v=T.unroll(width // lanes), j=T.vectorized(lanes)) as (i, v, j):
                 to = YAT[i] + T.cast(p * width + v * lanes + j, "int64")
-                T.buffer_store(Y, result(C, Y, E, to, i, v * lanes + j), [to])
+                T.buffer_store(Y, finished(finish, total, width, Y, E, to, i, v * lanes + j), [to])
     return builder.get()
 
 
@@ -137,9 +146,11 @@ def tiles(kernel: Kernel, schedule: Schedule, isa: Isa, prefix: str) -> Sequence
     Only tall tiles ask for weights early: low ones run far enough ahead of memory on their own.
     """
     nr, mr, unroll, ahead = (int(schedule[knob]) for knob in ("nr", "mr", "unroll", "ahead"))
-    k, finish = kernel["k"], FINISH[kernel.kind]
+    k, finish, stored = kernel["k"], FINISH.get(kernel.kind, "store"), STORED[kernel.weights]
     return [
-        tile(f"{prefix}_{rows}", rows, k, nr, isa.lanes, unroll, ahead if 2 * rows > mr else 0, finish)
+        tile(
+            f"{prefix}_{rows}", rows, k, nr, isa.lanes, unroll, ahead if 2 * rows > mr else 0, finish, stored
+        )
         for rows in range(1, mr + 1)
     ]
 

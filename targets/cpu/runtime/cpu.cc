@@ -1,5 +1,7 @@
 // Whether this CPU runs what the library holds. Built for plain x86-64 so that asking never traps.
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <cstdio>
 #include <cstring>
@@ -46,12 +48,19 @@ unsigned saved_by_system() {
   return r[EAX];
 }
 
+// Linux gives the registers of AMX only to processes that asked.
+bool granted() {
+  constexpr long kAsk = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, the state's number in XCR0
+  return syscall(SYS_arch_prctl, kAsk, kTileData) == 0;
+}
+
 bool has(const char* name) {
   for (const Feature& f : kFeatures) {
     if (strcmp(f.name, name)) continue;
     unsigned r[4];
     if (!__get_cpuid_count(f.leaf, f.subleaf, &r[EAX], &r[EBX], &r[ECX], &r[EDX])) return false;
-    return (r[f.where] >> f.bit & 1) && (saved_by_system() & f.saved) == f.saved;
+    const bool there = (r[f.where] >> f.bit & 1) && (saved_by_system() & f.saved) == f.saved;
+    return there && (f.saved != kAmx || granted());
   }
   return false;
 }

@@ -1,0 +1,73 @@
+"""Operands of kernels whose weights are stored in few bits: random ones, and what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...compiler.ir import Array
+from ..base import Kernel
+from .lower import BITS
+
+GROUP = 32  # numbers that share a scale
+TOLERANCE = 1e-3  # of the largest value: codes of x may differ where a quotient falls between two of them
+
+
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """A weight [.., n, k] as codes i8 and scales f16 [.., n, k/32]; only parts of it are ever spelled out."""
+
+    codes: Array
+    scales: Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.codes.shape
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, part: Any) -> Codes:
+        return Codes(self.codes[part], self.scales[part])
+
+    def astype(self, dtype: Any) -> Array:
+        """The numbers."""
+        groups = self.codes.reshape(*self.scales.shape, GROUP).astype(dtype)
+        groups *= self.scales[..., None].astype(dtype)
+        return groups.reshape(self.shape)
+
+
+def weight(
+    kernel: Kernel, place: int, random: np.random.Generator, shape: Sequence[int]
+) -> Mapping[int, Array]:
+    """Random codes of every value there is, and scales, from operand `place` on; as floats about -1 to 1.
+
+    Big ones repeat after a million values, which makes them fast to make.
+    """
+    low, high = (-127, 127) if BITS[kernel.weights] == 8 else (-8, 7)
+    size = int(np.prod(shape))
+    codes = random.integers(low, high, min(size, 1_000_003), np.int8, endpoint=True)
+    scales = random.uniform(0.2, 1, min(size // GROUP, 1_000_003)).astype(np.float16) / np.float16(high)
+    *outer, k = shape
+    return {place: np.resize(codes, shape), place + 1: np.resize(scales, (*outer, k // GROUP))}
+
+
+def meant(kernel: Kernel, place: int, operands: Sequence[Array]) -> list[Any]:
+    """The operands of the same kernel on floats: x rounded as the kernel does, the weight in one."""
+    if kernel.weights not in BITS:
+        return list(operands)
+    x, *others = operands
+    whole = Codes(*operands[place : place + 2])
+    return [rounded(x), *others[: place - 1], whole, *others[place + 1 :]]
+
+
+def rounded(x: Array) -> Array:
+    """x with each group of 32 rounded to whole multiples of its largest / 127, as float64."""
+    groups = x.astype(np.float32).reshape(*x.shape[:-1], x.shape[-1] // GROUP, GROUP)
+    scales = np.abs(groups).max(axis=-1, keepdims=True) / np.float32(127)
+    codes = np.rint(groups / np.where(scales == 0, np.float32(1), scales))
+    whole: Array = (codes.astype(np.float64) * scales).reshape(x.shape)
+    return whole

@@ -1,0 +1,189 @@
+"""Tiles of weights stored in 4 or 8 bits: products of codes summed by groups of 32 along k, then scaled.
+
+x is rounded to records of codes once, by a function of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T
+
+from ...base import Kernel, Schedule
+from ..isa import Isa
+from ..lower import BITS
+from . import amx
+from .codes import GROUP, RECORD, SCALE, START, Group, Products, Shape, registers
+from .dot import Dot, call, dot
+from .matmul import FAR, FINISH, divisor, finished, loops, prefetch
+
+LINE = 64  # bytes of a cache line
+
+
+def pointers(**kinds: str) -> dict[str, Any]:
+    """Parameters of a function that point to elements of these types."""
+    return {name: T.arg(name.lower(), T.handle(kind)) for name, kind in kinds.items()}
+
+
+def buffer(name: str, kind: str, sizes: Sequence[Any], pointer: Any) -> Any:
+    """Memory at a pointer, aligned as its elements are."""
+    align = max(int(kind[-2:]) // 8, 1)
+    return IRBuilder.name(name, T.decl_buffer(sizes, kind, data=pointer, align=align))
+
+
+def tile(symbol: str, shape: Shape, products: Products, ahead: int, finish: str) -> Any:
+    """A function (x, xat, w, scales, y, yat, extra, panels).
+
+        y[yat[i] + p * width + j] = finish(sum over k of x[row i, k] * w[p, k, j])
+
+    x: records, row i's from x[xat[i]] on, in int32; w: int32[panels, k / 32 * bits, nr]; scales:
+    float16[panels, k / 32, nr]; both asked for `ahead` groups early; the others as in matmul.tile.
+    """
+    rows, nr, lanes = shape.rows, shape.nr, shape.lanes
+    width = nr // 2 if finish == "swiglu" else nr
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name(symbol)
+        T.func_attr({"global_symbol": symbol, "tirx.noalias": True})
+        kinds = {"X": "int32", "XAT": "int64", "W": "int32", "S": "float16", "Y": "float32", "YAT": "int64"}
+        at = pointers(**kinds, E="float32")
+        panels = T.arg("panels", T.int32())
+        X, XAT = buffer("X", "int32", [T.int64(FAR)], at["X"]), buffer("XAT", "int64", [rows], at["XAT"])
+        W = buffer("W", "int32", [panels, shape.groups * shape.bits, nr], at["W"])
+        S = buffer("S", "float16", [panels, shape.groups, nr], at["S"])
+        Y, YAT = buffer("Y", "float32", [T.int64(FAR)], at["Y"]), buffer("YAT", "int64", [rows], at["YAT"])
+        E = buffer("E", "float32", [T.int64(FAR)], at["E"])
+        products.begin(shape)
+        with loops(p=T.serial(panels)) as (p,):
+            C = registers("C", "float32", rows, nr)
+            for first in range(0, nr // lanes, shape.together):
+                vectors = range(first, first + shape.together)
+                for i, v in ((i, v) for i in range(rows) for v in vectors):
+                    T.buffer_store(C, T.broadcast(T.float32(0), lanes), [i, T.ramp(v * lanes, 1, lanes)])
+                with loops(g=T.serial(shape.groups)) as (g,):
+                    ask(W, S, p, g, ahead, shape, vectors)
+                    products.group(Group(shape, X, XAT, W, S, C, p, g), vectors)
+            with loops(i=T.unroll(rows), v=T.unroll(width // lanes), j=T.vectorized(lanes)) as (i, v, j):
+                to = YAT[i] + T.cast(p * width + v * lanes + j, "int64")
+                result = finished(finish, lambda i, j: C[i, j], width, Y, E, to, i, v * lanes + j)
+                T.buffer_store(Y, result, [to])
+        products.end()
+    return builder.get()
+
+
+def ask(W: Any, S: Any, p: Any, g: Any, ahead: int, shape: Shape, vectors: range) -> None:
+    """Prefetch the weights and scales of a later group."""
+    if not ahead:
+        return
+    first, last = vectors.start * shape.lanes, vectors.stop * shape.lanes
+    for step in range(shape.bits):
+        for column in range(first, last, LINE // 4):
+            T.evaluate(prefetch(W[p, (g + ahead) * shape.bits + step, column]))
+    for column in range(first, last, LINE // 2):
+        T.evaluate(prefetch(S[p, g + ahead, column]))
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """Products in vector registers, by the dot product of the instruction set."""
+
+    by: Dot
+
+    def begin(self, shape: Shape) -> None:
+        """Nothing."""
+
+    def group(self, group: Group, vectors: range) -> None:
+        """The codes of one step meet all rows before those of the next are read."""
+        by, rows = self.by, range(group.shape.rows)
+        kind, size = by.sums
+        A = registers("A", kind, group.shape.rows, group.shape.together * size)
+
+        def sums(i: int, v: int) -> list[Any]:
+            return [i, T.ramp((v - vectors.start) * size, 1, size)]
+
+        for i, v in ((i, v) for v in vectors for i in rows):
+            T.buffer_store(A, by.start(group.x(i, START)), sums(i, v))
+        for step, v in ((step, v) for step in range(group.shape.bits) for v in vectors):
+            for word, codes in group.weights(step, v):
+                weight = tuple(map(T.bind, by.weight(codes)))
+                for i in rows:
+                    T.buffer_store(A, by.add(A[*sums(i, v)], weight, group.x(i, word)), sums(i, v))
+        for v in vectors:
+            group.add(v, [by.total(A[*sums(i, v)], group.x(i, START)) for i in rows])
+
+    def end(self) -> None:
+        """Nothing."""
+
+
+def rounding(symbol: str, zero: int) -> Any:
+    """A function (x, q, groups): groups of 32 float32 to as many records.
+
+    scale = the largest magnitude / 127, codes = x / scale to the nearest integer, half to even; start =
+    -zero * the codes' sum. A group of zeros has scale 0, one with a NaN that.
+    """
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name(symbol)
+        T.func_attr({"global_symbol": symbol, "tirx.noalias": True})
+        at = pointers(X="float32", Q="int32")
+        groups = T.arg("groups", T.int32())
+        X = buffer("X", "float32", [groups, GROUP], at["X"])
+        Q = buffer("Q", "int32", [groups, RECORD], at["Q"])
+        with loops(g=T.serial(groups)) as (g,):
+            lanes = GROUP // 2  # split further where registers are narrower
+            parts = [T.bind(X[g, T.ramp(v, 1, lanes)]) for v in (0, lanes)]
+            largest = T.bind(T.reinterpret("float32", reduced("smax", reduce(T.max, map(magnitude, parts)))))
+            scale = T.bind(largest / T.float32(127))
+            by = T.broadcast(T.Select(scale == T.float32(0), T.float32(1), scale), lanes)
+            codes = [T.bind(nearest(part / by)) for part in parts]
+            for v, part in enumerate(codes):
+                bytes_ = T.reinterpret(f"int32x{lanes // 4}", T.cast(part, f"int8x{lanes}"))
+                T.buffer_store(Q, bytes_, [g, T.ramp(v * lanes // 4, 1, lanes // 4)])
+            T.buffer_store(Q, T.reinterpret("int32", scale), [g, SCALE])
+            total = reduced("add", reduce(lambda a, b: a + b, codes))
+            T.buffer_store(Q, total * T.int32(-zero), [g, START])
+    return builder.get()
+
+
+def lanes_of(vector: Any) -> int:
+    """How many elements a vector has."""
+    return int(vector.dtype.rpartition("x")[2])
+
+
+def magnitude(x: Any) -> Any:
+    """A vector of float32 without signs, as int32: in the same order, NaN above all."""
+    lanes = lanes_of(x)
+    return T.reinterpret(f"int32x{lanes}", x) & T.broadcast(T.int32(0x7FFFFFFF), lanes)
+
+
+def reduced(operation: str, vector: Any) -> Any:
+    """One int32 of all elements."""
+    return call("int32", f"llvm.vector.reduce.{operation}", vector)
+
+
+def nearest(x: Any) -> Any:
+    """A vector of float32 as integers up to 127; only quotients by a denormal scale are beyond."""
+    lanes = lanes_of(x)
+    most = T.broadcast(T.float32(127), lanes)
+    return T.cast(T.nearbyint(T.max(T.min(x, most), T.float32(0) - most)), f"int32x{lanes}")
+
+
+def tiles(kernel: Kernel, schedule: Schedule, isa: Isa, prefix: str) -> Sequence[Any]:
+    """Tiles of 1, 2, .. mr rows, then the function that rounds x."""
+    nr, mr, sums, ahead = (int(schedule[knob]) for knob in ("nr", "mr", "sums", "ahead"))
+    bits, finish = BITS[kernel.weights], FINISH[kernel.kind]
+    by = dot(isa, bits)
+
+    def height(rows: int) -> Any:
+        wide = isa.dot == amx.INSTRUCTION and rows >= amx.LEAST_ROWS
+        together = divisor(nr // isa.lanes, amx.TOGETHER if wide else max(1, sums // rows))
+        shape = Shape(rows, kernel["k"], nr, isa.lanes, together, bits)
+        return tile(f"{prefix}_{rows}", shape, amx.Amx() if wide else Vectors(by), ahead, finish)
+
+    heights = [height(rows) for rows in range(1, mr + 1)]
+    return [*heights, rounding(f"{prefix}_rounding", by.zero)]
+
+
+BUILDERS = dict.fromkeys(FINISH, tiles)

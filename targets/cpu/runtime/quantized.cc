@@ -1,0 +1,85 @@
+// Linear layers and experts whose weights are codes of 8 or 4 bits with a float16 scale for every group of 32.
+//
+// A panel's codes are nr words of four bytes for each step along k, its scales nr numbers for each group; x is
+// rounded to records of the same groups first, each row once, however many experts read it. The generated functions
+// (kernels/quantized.py) know what is in a word and in a record.
+#include "matmul.h"
+
+namespace moec {
+namespace {
+
+constexpr int64_t kGroup = 32, kRecord = 10;  // numbers of a group, int32 of a record
+constexpr int64_t kRoundTask = 512;           // groups; fewer are not worth another thread
+
+using Tile = void (*)(const int32_t* x, const int64_t* xat, const void* w, const uint16_t* scales, float* y,
+                      const int64_t* yat, const float* extra, int32_t panels);
+using Round = void (*)(const float* x, int32_t* records, int32_t groups);
+
+template <int bits>
+struct Codes {
+  static constexpr int kOperands = 2;
+  const Row& row;
+  const int32_t* records = nullptr;
+  const char* codes = nullptr;
+  const uint16_t* scales = nullptr;
+
+  explicit Codes(const Row& row) : row(row) {}
+
+  int64_t panel_codes() const { return row.dims[K] * row.knobs[Nr] * bits / 8; }
+  int64_t panel_scales() const { return row.dims[K] / kGroup * row.knobs[Nr]; }
+  int64_t panel_bytes() const { return panel_codes() + panel_scales() * int64_t(sizeof *scales); }
+  int64_t step() const { return row.dims[K] / kGroup * kRecord; }
+
+  bool weights(Call& call, int at, int64_t panels) {
+    codes = call.in(at).as<char>();
+    scales = call.in(at + 1).as<uint16_t>();
+    return holds(call, at, panels * panel_codes()) && holds(call, at + 1, panels * panel_scales());
+  }
+
+  // The function behind the tallest tile rounds.
+  bool rows(Call& call, const Tensor& x) {
+    const int64_t groups = x.rows() * (row.dims[K] / kGroup), tasks = (groups + kRoundTask - 1) / kRoundTask;
+    auto to = call.scratch<int32_t>(groups * kRecord);
+    if (!to) return false;
+    const auto round = reinterpret_cast<Round>(row.functions[row.knobs[Mr]]);
+    call.parallel(tasks, [&](size_t task) {
+      const int64_t first = groups * int64_t(task) / tasks, last = groups * (int64_t(task) + 1) / tasks;
+      round(x.as<float>() + first * kGroup, to + first * kRecord, int32_t(last - first));
+    });
+    records = to;
+    return true;
+  }
+
+  void tile(int64_t rows, const int64_t* xat, int64_t panel, float* y, const int64_t* yat, const float* extra,
+            int64_t panels) const {
+    reinterpret_cast<Tile>(row.functions[rows - 1])(records, xat, codes + panel * panel_codes(),
+                                                    scales + panel * panel_scales(), y, yat, extra, int32_t(panels));
+  }
+};
+
+constexpr Type kFloats[] = {F32};
+constexpr Type kLinear[] = {F32, U8, F16, F32};
+constexpr Type kGrouped[] = {F32, I64, I64, U8, F16, F32, F32};
+
+}  // namespace
+
+namespace kind {
+
+extern const Kind linear_int8, linear_add_int8, linear_swiglu_int8, grouped_swiglu_int8, grouped_combine_int8;
+const Kind linear_int8{"linear_int8", 3, 3, 1, kLinear, kFloats, moec::linear<Codes<8>, Finish::Store>};
+const Kind linear_add_int8{"linear_add_int8", 4, 4, 1, kLinear, kFloats, moec::linear<Codes<8>, Finish::Add>};
+const Kind linear_swiglu_int8{"linear_swiglu_int8", 3, 3, 1, kLinear, kFloats,
+                              moec::linear<Codes<8>, Finish::Swiglu>};
+const Kind grouped_swiglu_int8{"grouped_swiglu_int8", 5, 5, 1, kGrouped, kFloats, moec::grouped_swiglu<Codes<8>>};
+const Kind grouped_combine_int8{"grouped_combine_int8", 6, 7, 1, kGrouped, kFloats, moec::grouped_combine<Codes<8>>};
+
+extern const Kind linear_int4, linear_add_int4, linear_swiglu_int4, grouped_swiglu_int4, grouped_combine_int4;
+const Kind linear_int4{"linear_int4", 3, 3, 1, kLinear, kFloats, moec::linear<Codes<4>, Finish::Store>};
+const Kind linear_add_int4{"linear_add_int4", 4, 4, 1, kLinear, kFloats, moec::linear<Codes<4>, Finish::Add>};
+const Kind linear_swiglu_int4{"linear_swiglu_int4", 3, 3, 1, kLinear, kFloats,
+                              moec::linear<Codes<4>, Finish::Swiglu>};
+const Kind grouped_swiglu_int4{"grouped_swiglu_int4", 5, 5, 1, kGrouped, kFloats, moec::grouped_swiglu<Codes<4>>};
+const Kind grouped_combine_int4{"grouped_combine_int4", 6, 7, 1, kGrouped, kFloats, moec::grouped_combine<Codes<4>>};
+
+}  // namespace kind
+}  // namespace moec
