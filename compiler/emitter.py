@@ -2,7 +2,7 @@
 
     python -m moec.compiler.emitter
 
-Pickles of (target, kernel, schedule) come in; each is answered by an Emitted or a sentence why there is none.
+Pickles of (target, kernel, schedules) come in; each is answered by an Emitted or by why there is none.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ def main() -> None:
     os.dup2(2, 1)  # from here on, what a toolchain prints is no reply
     while True:
         try:
-            target, kernel, schedule = pickle.load(sys.stdin.buffer)
+            target, kernel, schedules = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
         try:
-            reply = target.emit(kernel, schedule)
+            reply = target.emit(kernel, schedules)
         except Exception as error:  # a generator may raise anything; the other end knows which kernel it was
             reply = f"{type(error).__name__}: {error}".splitlines()[0]
         pickle.dump(reply, replies)

@@ -18,9 +18,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from ..targets.base import CannotBuild, Emitted, Kernel, Schedule
+from ..targets.base import CannotBuild, Emitted, Kernel, Schedules
 
-Job = tuple[Kernel, Schedule]
+Job = tuple[Kernel, Schedules]
 
 
 def emit_all(
@@ -71,16 +71,16 @@ class Generator:
         """Raises CannotBuild for whatever goes wrong in the process."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        kernel, schedule = job
+        kernel, schedules = job
         try:
-            pickle.dump((self._target, kernel, dict(schedule)), self._process.stdin)
+            pickle.dump((self._target, kernel, dict(schedules)), self._process.stdin)
             self._process.stdin.flush()
             reply = pickle.load(self._process.stdout)
         except (OSError, EOFError):
             reply = f"the code generator died with status {self._process.wait()}{self._last_words()}"
         if isinstance(reply, Emitted):
             return reply
-        raise CannotBuild(f"no code for {kernel} with {dict(schedule)}: {reply}")
+        raise CannotBuild(f"no code for {kernel} with {dict(schedules)}: {reply}")
 
     def _last_words(self) -> str:
         self._words.seek(0)
@@ -96,11 +96,11 @@ class Generator:
 
 def cached(target: Any, job: Job) -> Path:
     """Where this job's object code is kept: a name of all that it depends on."""
-    kernel, schedule = job
+    kernel, schedules = job
     parts = (
         repr(target),
         repr(kernel),
-        repr(sorted(schedule.items())),
+        json.dumps(schedules, sort_keys=True),
         generator(target.sources),
         repr(toolchain()),
     )
@@ -131,10 +131,10 @@ def toolchain() -> Mapping[str, str]:
 
 
 def recall(place: Path, job: Job) -> Emitted | None:
-    """What is kept there for this job: a line with the names of the functions, then the object code."""
+    """What is kept there for this job: a line with the functions' names, then the object code."""
     try:
         names, _, code = place.read_bytes().partition(b"\n")
-        return Emitted(*job, code, tuple(json.loads(names)))
+        return Emitted(*job, code, tuple(map(tuple, json.loads(names))))
     except (OSError, ValueError):
         return None
 

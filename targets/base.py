@@ -2,11 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 Schedule = Mapping[str, int | str]
+
+# How calls of any size are served: each schedule from its count of tokens, the first from 1, up to the next.
+Schedules = Mapping[int, Schedule]
+
+BUCKETS = (1, 2, 5, 17, 65, 257)  # the counts of tokens from which schedules may differ
+
+
+def bucket(tokens: int) -> int:
+    """Where the bucket of calls of so many tokens begins."""
+    return max((first for first in BUCKETS if first <= tokens), default=BUCKETS[0])
+
+
+def serving(schedules: Iterable[int], tokens: int) -> int:
+    """Of schedules by where they begin, the beginning of the one that serves calls of so many tokens."""
+    return max(first for first in schedules if first <= tokens)
+
+
+def spans(firsts: Iterable[int]) -> list[str]:
+    """The counts of tokens that each schedule serves, for people: 1, 5 -> "1-4", "5+"."""
+    starts = list(firsts)
+    ended = zip(starts, (after - 1 for after in starts[1:]))
+    return [*(f"{first}-{last}" if first < last else f"{first}" for first, last in ended), f"{starts[-1]}+"]
+
+
+def merged(schedules: Schedules) -> Schedules:
+    """The same without those that only repeat the one before."""
+    ordered = sorted(schedules.items())
+    pairs = zip([None, *(schedule for _, schedule in ordered)], ordered)
+    return {first: schedule for before, (first, schedule) in pairs if schedule != before}
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +43,8 @@ class Kernel:
     """One unit of generated code: what it computes and for which sizes, and nothing about who uses it.
 
     dims are the sizes fixed when it is generated (k=2048, n=1408); reals are numbers handed over at run time
-    (eps, scale), so they shape no code.
+    (eps, scale), so they shape no code. dtype says how weights are stored and, behind a "+", how a cache is
+    where that is not f32: f32, int4, f32+bf16.
     """
 
     kind: str
@@ -24,6 +54,16 @@ class Kernel:
 
     def __getitem__(self, name: str) -> int:
         return dict(self.dims)[name]
+
+    @property
+    def weights(self) -> str:
+        """How its weights are stored."""
+        return self.dtype.partition("+")[0]
+
+    @property
+    def cache(self) -> str:
+        """How the cache that it reads or writes is stored."""
+        return self.dtype.partition("+")[2] or "f32"
 
     def __str__(self) -> str:
         return " ".join((self.kind, *(f"{name}={size}" for name, size in self.dims), self.dtype))
@@ -38,12 +78,27 @@ class Space:
 
     choices maps each knob to its values; default is a schedule that is good without tuning; known are further
     points that were good elsewhere and are tried first. A rule gives the sentence why a schedule cannot run.
+
+    layout names the knobs that weights are laid out by, so that all calls share their values. larger says
+    where the default has other values for calls of more tokens: {17: {"mr": 12}} for 17 and more.
     """
 
     choices: Mapping[str, Sequence[int | str]]
     default: Schedule
     known: Sequence[Schedule] = ()
     rules: Sequence[Rule] = field(default=())
+    layout: Sequence[str] = ()
+    larger: Mapping[int, Schedule] = field(default_factory=dict)
+
+    @property
+    def defaults(self) -> Schedules:
+        """The default for calls of any size."""
+        changed = {first: {**self.default, **knobs} for first, knobs in self.larger.items()}
+        return merged({BUCKETS[0]: self.default, **changed})
+
+    def layout_of(self, schedule: Schedule) -> tuple[int | str | None, ...]:
+        """What the weights' layout is by: schedules of equal ones can serve calls side by side."""
+        return tuple(schedule.get(knob) for knob in self.layout)
 
     def objection(self, schedule: Schedule) -> str | None:
         """Why this schedule cannot run, or None."""
@@ -51,6 +106,14 @@ class Space:
             if schedule.get(knob) not in values:
                 return f"{knob}={schedule.get(knob)!r} is not among {list(values)}"
         return next((why for rule in self.rules if (why := rule(schedule))), None)
+
+    def objection_to(self, schedules: Schedules) -> str | None:
+        """Why these cannot serve calls side by side, or None."""
+        if BUCKETS[0] not in schedules or not set(schedules) <= set(BUCKETS):
+            return f"schedules begin at {sorted(schedules)} tokens; expected 1 and some of {BUCKETS[1:]}"
+        if len({self.layout_of(schedule) for schedule in schedules.values()}) != 1:
+            return f"schedules differ in {', '.join(self.layout)}, which all calls share"
+        return next((why for schedule in schedules.values() if (why := self.objection(schedule))), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +132,14 @@ class CannotBuild(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Emitted:
-    """A compiled kernel: its object code and its functions, in the order the runtime knows them."""
+    """A compiled kernel: its object code and its functions, in the order the runtime knows them, for each of
+    its schedules.
+    """
 
     kernel: Kernel
-    schedule: Schedule
+    schedules: Schedules
     object_code: bytes
-    symbols: tuple[str, ...]
+    symbols: tuple[tuple[str, ...], ...]
 
 
 class Target(Protocol):
@@ -85,4 +150,4 @@ class Target(Protocol):
     @property
     def capabilities(self) -> Capabilities: ...
     def space(self, kernel: Kernel) -> Space: ...
-    def emit(self, kernel: Kernel, schedule: Schedule) -> Emitted: ...
+    def emit(self, kernel: Kernel, schedules: Schedules) -> Emitted: ...

@@ -80,7 +80,7 @@ class Log:
     def ranked(self, kernel: Kernel, fingerprint: Fingerprint) -> list[Record]:
         """The records that won when they were tried, fastest first; ties in one order whatever the file's."""
         won = [record for record in self.of(kernel, fingerprint) if record.status == "ok" and record.beats]
-        return sorted(won, key=lambda record: (record.ratio, spelled(record.schedule), record.line()))
+        return sorted(won, key=lambda record: (record.ratio, spelled(record.schedules), record.line()))
 
     def best(self, kernel: Kernel, fingerprint: Fingerprint) -> Record | None:
         """The fastest of them, or None if the log knows nothing of this kernel here."""

@@ -14,13 +14,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from ..targets.base import CannotBuild, Kernel, Schedule
+from ..targets.base import CannotBuild, Kernel, Schedules, bucket
 
 LEAST_GAIN = 0.01  # below one percent a faster schedule is not worth a different plan
 CONFIDENCE = 0.99
@@ -43,21 +43,34 @@ class Measurement:
 
 
 class Judge(Protocol):
-    """Builds, checks and times one schedule beside the incumbent."""
+    """Builds, checks and times one candidate beside the incumbent."""
 
-    def trial(self, kernel: Kernel, schedule: Schedule, incumbent: Schedule | None) -> Measurement: ...
+    def trial(
+        self,
+        kernel: Kernel,
+        schedules: Schedules,
+        incumbent: Schedules | None,
+        points: Collection[str] | None = None,
+    ) -> Measurement:
+        """points: where to time them; None: everywhere."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """A candidate's time over the incumbent's, and the largest it may be, noise considered."""
+    """A candidate's time over the incumbent's, and the most and the least it may be, noise considered."""
 
     value: float
     upper: float
+    lower: float
 
     @property
     def wins(self) -> bool:
         return self.upper < 1 - LEAST_GAIN
+
+    @property
+    def open(self) -> bool:
+        """Whether it neither wins nor loses."""
+        return not self.wins and self.lower <= 1
 
 
 def compare(candidate: Samples, incumbent: Samples) -> Ratio:
@@ -65,7 +78,7 @@ def compare(candidate: Samples, incumbent: Samples) -> Ratio:
 
     A pair's two runs are neighbours in time, so what slows the machine down cancels out. upper is by
     bootstrap: draw the pairs anew with replacement RESAMPLES times; CONFIDENCE of the draws gave a smaller
-    ratio.
+    ratio, and as many a larger one than lower.
     """
     points = [
         [mine / its for mine, its in zip(candidate[point], incumbent[point])]
@@ -78,11 +91,35 @@ def compare(candidate: Samples, incumbent: Samples) -> Ratio:
     draws = sorted(
         _centre([dice.choices(ratios, k=len(ratios)) for ratios in points]) for _ in range(RESAMPLES)
     )
-    return Ratio(_centre(points), draws[math.ceil(CONFIDENCE * RESAMPLES) - 1])
+    last = math.ceil(CONFIDENCE * RESAMPLES) - 1
+    return Ratio(_centre(points), draws[last], draws[-1 - last])
 
 
 def _centre(points: Sequence[Sequence[float]]) -> float:
     return statistics.geometric_mean([statistics.median(ratios) for ratios in points])
+
+
+def by_bucket(candidate: Samples, incumbent: Samples) -> dict[int, Ratio]:
+    """The same for each bucket of tokens that both were timed in, by where it begins."""
+    points: dict[int, dict[str, Sequence[float]]] = {}
+    for point, seconds in candidate.items():
+        if seconds and incumbent.get(point):
+            points.setdefault(bucket_of(point), {})[point] = seconds
+    return {first: compare(points[first], incumbent) for first in sorted(points)}
+
+
+def won(candidate: Samples, incumbent: Samples) -> set[int]:
+    """The buckets where the candidate wins: each for itself, or those together that none of them decides."""
+    each = by_bucket(candidate, incumbent)
+    wins = {first for first, ratio in each.items() if ratio.wins}
+    undecided = {first for first, ratio in each.items() if ratio.open}
+    among = {point: candidate[point] for point in candidate if bucket_of(point) in undecided}
+    return wins | undecided if among and compare(among, incumbent).wins else wins
+
+
+def bucket_of(point: str) -> int:
+    """Where the bucket of a point's tokens begins: "m=8" -> 5."""
+    return bucket(int(point.split()[0].removeprefix("m=")))
 
 
 class Hung(Exception):
@@ -128,15 +165,22 @@ class Worker:
         """Has it ready before the first trial: its imports take seconds. Raises CannotBuild if it cannot."""
         self._running()
 
-    def trial(self, kernel: Kernel, schedule: Schedule, incumbent: Schedule | None) -> Measurement:
-        """One schedule, built, checked against the reference and timed in turns with the incumbent.
+    def trial(
+        self,
+        kernel: Kernel,
+        schedules: Schedules,
+        incumbent: Schedules | None,
+        points: Collection[str] | None = None,
+    ) -> Measurement:
+        """One candidate, built, checked against the reference and timed in turns with the incumbent.
 
         Raises CannotBuild if the worker cannot start or this machine can build nothing.
         """
         request = {
             "kernel": {name: getattr(kernel, name) for name in ("kind", "dims", "reals", "dtype")},
-            "schedule": dict(schedule),
-            "incumbent": None if incumbent is None else dict(incumbent),
+            "schedules": [*schedules.items()],
+            "incumbent": incumbent and [*incumbent.items()],
+            "points": points and [*points],
             "limit_s": self._limit_s,
         }
         process = self._running()

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from ..targets.base import Kernel, Schedule
+from ..targets.base import BUCKETS, Kernel, Schedule, Schedules
 from .fingerprint import Fingerprint
 
 SCHEMA = 1
@@ -30,9 +30,11 @@ class BadRecord(ValueError):
 class Record:
     """One schedule of one kernel, tried once.
 
-    samples are seconds per call at each point of the profile. ratio is its time over the default's, from
-    interleaved runs, so it does not drift with the machine; beats says that it won against the best one
-    before it by more than the noise (the first that ran counts as won, with ratio 1).
+    schedule serves calls of all sizes but those that larger, by the tokens they begin at, has others for.
+    samples are seconds per call at each point of the profile. ratios are its times over the default's, by
+    where a bucket of tokens begins, from interleaved runs, so they do not drift with the machine; ratio is
+    their mean. leads says that it won against the best one before it of its layout by more than the noise,
+    twice; beats, that it did against the best of all (the first that ran counts as won, with ratio 1).
     """
 
     kernel: Kernel
@@ -46,6 +48,14 @@ class Record:
     versions: Mapping[str, str] = field(default_factory=dict)
     profile: str = PROFILE
     time: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="milliseconds"))
+    larger: Schedules = field(default_factory=dict)
+    ratios: Mapping[int, float] = field(default_factory=dict)
+    leads: bool = False
+
+    @property
+    def schedules(self) -> Schedules:
+        """The schedules for calls of any size."""
+        return {BUCKETS[0]: self.schedule, **self.larger}
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kernel", bare(self.kernel))
@@ -66,9 +76,9 @@ def bare(kernel: Kernel) -> Kernel:
     return replace(kernel, reals=())
 
 
-def spelled(schedule: Schedule) -> str:
-    """One spelling per schedule, to compare and to order by."""
-    return json.dumps(dict(schedule), sort_keys=True)
+def spelled(schedules: Schedules) -> str:
+    """One spelling for schedules of calls of any size, to compare and to order by."""
+    return json.dumps(schedules, sort_keys=True)
 
 
 def parse(line: bytes) -> Record:
@@ -102,6 +112,7 @@ def parse(line: bytes) -> Record:
         versions=_table(data, "versions", (str,)),
         profile=_get(data, "profile", str),
         time=_get(data, "time", str),
+        **_by_tokens(data),
     )
 
 
@@ -136,6 +147,21 @@ def _samples(data: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
     for point, seconds in samples.items():
         _expect(type(seconds) is list and all(map(_positive, seconds)), f"samples of {point} are no seconds")
     return {point: tuple(seconds) for point, seconds in samples.items()}
+
+
+def _by_tokens(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record knows of calls by their tokens: nothing, if it is older than that."""
+    if "ratios" not in data:
+        return {}
+    tables = {part: _get(data, part, dict) for part in ("larger", "ratios")}
+    for part, firsts in (("larger", BUCKETS[1:]), ("ratios", BUCKETS)):
+        for first in tables[part]:
+            _expect(first in map(str, firsts), f"{part} begins at {first} tokens, expected some of {firsts}")
+    for ratio in tables["ratios"].values():
+        _expect(_positive(ratio), f"ratios holds {ratio!r}, expected positive numbers")
+    larger = {int(first): _table(tables["larger"], first, (int, str)) for first in tables["larger"]}
+    ratios = {int(first): ratio for first, ratio in tables["ratios"].items()}
+    return {"larger": larger, "ratios": ratios, "leads": _get(data, "leads", bool)}
 
 
 def _ratio(data: Mapping[str, Any]) -> float | None:

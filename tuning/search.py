@@ -19,11 +19,11 @@ from typing import Any, Self
 import optuna
 from optuna.trial import TrialState
 
-from ..targets.base import Kernel, Schedule, Space
+from ..targets.base import BUCKETS, Kernel, Schedules, Space
+from .contest import Contest
 from .fingerprint import Fingerprint
 from .log import Log
-from .measure import Judge, Measurement, compare
-from .plan import admitted
+from .measure import Judge
 from .record import Record, bare, spelled
 
 SEED = 0
@@ -172,8 +172,8 @@ class Search:
         fingerprint: Fingerprint,
         versions: Mapping[str, str],
     ) -> None:
-        self.kernel, self.space, self.judge = kernel, space, judge
-        self.log, self.fingerprint, self.versions = log, fingerprint, versions
+        self.kernel, self.space = kernel, space
+        self.contest = Contest(kernel, space, judge, log, fingerprint, versions)
         self.measured = 0
         self.dice = random.Random(SEED)
         self.distributions: dict[str, optuna.distributions.BaseDistribution] = {
@@ -182,92 +182,47 @@ class Search:
         }
         self.study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=SEED, multivariate=True))
         known = list(log.of(kernel, fingerprint))
-        self.seen = {spelled(record.schedule) for record in known}
-        self.best = admitted(space, log.ranked(kernel, fingerprint))
+        self.seen = {spelled(record.schedules) for record in known}
         for record in known:
             self._recall(record)
-        for schedule in (space.default, *space.known):
+        for schedule in (*space.defaults.values(), *space.known):
             if space.objection(schedule) is None:
                 self.study.enqueue_trial(dict(schedule), skip_if_exists=True)
 
     @property
     def gain(self) -> float:
-        """The default's time over the best schedule's so far."""
-        return 1 / self.best.ratio if self.best and self.best.ratio else 1.0
+        """The default's time over the best schedules' so far."""
+        best = self.contest.best
+        return 1 / best.ratio if best and best.ratio else 1.0
 
     def run(self, budget: Budget) -> Iterable[Record]:
         """Tries schedules until the budget is used up or nothing new comes; yields each record it wrote."""
         deadline, idle = time.monotonic() + budget.seconds, 0
+        if len(self.space.defaults) > 1 and spelled(self.space.defaults) not in self.seen:
+            yield self._try(self.space.defaults)
         while idle < IDLE and self.measured < budget.trials and time.monotonic() < deadline:
             trial = self.study.ask(self.distributions)
-            if spelled(trial.params) in self.seen:
+            schedules = {BUCKETS[0]: trial.params}
+            if spelled(schedules) in self.seen:
                 self.study.tell(trial, state=TrialState.FAIL)  # TPE does not count it twice
                 self._wander()
                 idle += 1
                 continue
-            record = self._try(trial.params)
+            record = self._try(schedules)
             idle = idle + 1 if record.status == "refused" else 0
             self._tell(trial, record)
             yield record
-        kept = self.best.schedule if self.best else self.space.default
-        self.log.append(self._record(kept, Measurement("done")))
+        self.contest.end()
 
     def _wander(self) -> None:
         """TPE asked for what is known already: try any schedule next, lest it dwell on the best for ever."""
         anywhere = {knob: self.dice.choice(values) for knob, values in self.space.choices.items()}
         self.study.enqueue_trial(anywhere)
 
-    def _try(self, schedule: Schedule) -> Record:
-        self.seen.add(spelled(schedule))
-        if why := self.space.objection(schedule):
-            record = self._record(schedule, Measurement("refused", why))
-        else:
-            self.measured += 1
-            record = self._measure(schedule)
-        self.log.append(record)
-        if record.beats:
-            self.best = record
-        return record
-
-    def _measure(self, schedule: Schedule) -> Record:
-        incumbent = self.best
-        seen = self.judge.trial(self.kernel, schedule, incumbent.schedule if incumbent else None)
-        if seen.status != "ok":
-            return self._record(schedule, seen)
-        if incumbent is None or incumbent.ratio is None or seen.against is None:
-            return self._record(schedule, seen, ratio=1.0, beats=True)
-        ratio = compare(seen.samples, seen.against)
-        if not ratio.wins:
-            return self._record(schedule, seen, incumbent.ratio * ratio.value)
-        return self._confirm(schedule, incumbent)
-
-    def _confirm(self, schedule: Schedule, incumbent: Record) -> Record:
-        """Races an apparent winner once more.
-
-        Of many candidates some win by luck. Luck does not repeat, and only the second race, which chose
-        nothing, says how much was gained.
-        """
-        assert incumbent.ratio is not None
-        again = self.judge.trial(self.kernel, schedule, incumbent.schedule)
-        if again.status != "ok" or again.against is None:
-            return self._record(schedule, again)
-        ratio = compare(again.samples, again.against)
-        return self._record(schedule, again, incumbent.ratio * ratio.value, ratio.wins)
-
-    def _record(
-        self, schedule: Schedule, seen: Measurement, ratio: float | None = None, beats: bool = False
-    ) -> Record:
-        return Record(
-            self.kernel,
-            self.fingerprint,
-            dict(schedule),
-            seen.status,
-            seen.reason,
-            seen.samples,
-            ratio,
-            beats,
-            self.versions,
-        )
+    def _try(self, schedules: Schedules) -> Record:
+        self.seen.add(spelled(schedules))
+        self.measured += self.space.objection_to(schedules) is None
+        return self.contest.enter(schedules)
 
     def _tell(self, trial: optuna.Trial, record: Record) -> None:
         if record.ratio is not None:
@@ -278,7 +233,7 @@ class Search:
 
     def _recall(self, record: Record) -> None:
         """Puts a record of the log into the study, if the space still has its values."""
-        if record.status == "done" or set(record.schedule) != set(self.space.choices):
+        if record.status == "done" or record.larger or set(record.schedule) != set(self.space.choices):
             return
         if any(value not in self.space.choices[knob] for knob, value in record.schedule.items()):
             return

@@ -12,30 +12,29 @@ from __future__ import annotations
 
 import importlib
 import json
-import math
 import os
 import resource
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
-from ..targets.base import CannotBuild, Kernel, Schedule
+from ..targets.base import CannotBuild, Kernel, Schedules
+from .record import spelled
 
-PAIRS = 9  # per point, at least: fewer say little about noise
-MOST_PAIRS = 31
-POINT_SECONDS = 0.1  # enough for one point, once it has PAIRS
+PAIRS = 9  # per point, about: fewer say little about noise
+MOST_PAIRS, FEWEST = 31, 5
+POINT_SECONDS = 0.06  # enough for one point, once it has PAIRS; twice that once it has FEWEST
 LOST = 1.15  # four pairs in a row this much slower, and the rest of a point is not worth waiting for
-HOPELESS = 1.25  # more than the points to come would make up for
 
 
 class Bench(Protocol):
-    """A kernel built with one schedule and loaded, ready to be called at each point of its profile."""
+    """A kernel built and loaded, ready to be called at each point of its profile."""
 
     @property
     def points(self) -> Sequence[str]:
-        """Names of the sizes it is timed at ("m=1", "m=64"), the same for every schedule of a kernel."""
+        """Names of the calls it is timed at, by their tokens ("m=1", "m=64"); a kernel's never differ."""
 
     def check(self) -> str | None:
         """Why its outputs are not the reference's, or None."""
@@ -47,21 +46,23 @@ class Bench(Protocol):
 class Device(Protocol):
     """What a target's device module offers the worker."""
 
-    def bench(self, kernel: Kernel, schedule: Schedule) -> Bench:
+    def bench(self, kernel: Kernel, schedules: Schedules) -> Bench:
         """Builds and loads one kernel. Raises CannotBuild if this machine can build none at all."""
 
 
 Samples = dict[str, list[float]]
 
 
-def race(benches: Sequence[Bench]) -> list[Samples]:
+def race(benches: Sequence[Bench], points: Collection[str] | None = None) -> list[Samples]:
     """Seconds per call of each bench at each point, taken in turns so that drift hits all alike.
 
-    The order flips every round: who runs second may find warmer caches. Of two, a first one that is hopeless
-    at the points so far is not timed at the others.
+    The order flips every round: who runs second may find warmer caches. A loser at one point may be the best
+    at another, so each is timed at all of them; that it loses at one is soon seen.
     """
     samples: list[Samples] = [{} for _ in benches]
     for point in benches[0].points:
+        if points is not None and point not in points:
+            continue
         for taken, bench in zip(samples, benches):
             bench.time(point)  # warm up
             taken[point] = []
@@ -70,24 +71,7 @@ def race(benches: Sequence[Bench]) -> list[Samples]:
             for taken, bench in list(zip(samples, benches))[:: -1 if rounds % 2 else 1]:
                 taken[point].append(bench.time(point))
             rounds += 1
-        if len(benches) == 2 and _behind(*samples) > HOPELESS:
-            break
     return samples
-
-
-def _behind(mine: Samples, its: Samples) -> float:
-    """What the points to come must make up for: the product of the ratios of those so far, at their best.
-
-    At its best, a point has the low quartile of the pairs' ratios, or the ratio of the fastest runs: whatever
-    else the machine does only ever adds to a run.
-    """
-    return math.prod(
-        min(
-            sorted(one / other for one, other in zip(mine[point], its[point]))[len(mine[point]) // 4],
-            min(mine[point]) / min(its[point]),
-        )
-        for point in mine
-    )
 
 
 def _enough(taken: Sequence[Sequence[float]], seconds: float) -> bool:
@@ -95,6 +79,8 @@ def _enough(taken: Sequence[Sequence[float]], seconds: float) -> bool:
     if len(taken) == 1:  # nothing to compare with, so these are for the record only
         return pairs >= 3
     if pairs >= 4 and all(mine > LOST * its for mine, its in zip(*taken)):
+        return True
+    if pairs >= FEWEST and seconds > 2 * POINT_SECONDS:
         return True
     return pairs >= MOST_PAIRS or (pairs >= PAIRS and seconds > POINT_SECONDS)
 
@@ -110,18 +96,16 @@ class Desk:
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """The reply to one trial: its status, and the samples of candidate and incumbent if it is ok."""
         kernel = _kernel(request["kernel"])
-        schedules = [
-            schedule for schedule in (request["schedule"], request["incumbent"]) if schedule is not None
-        ]
-        self._keep(kernel, schedules)
+        rivals = [dict(pairs) for pairs in (request["schedules"], request["incumbent"]) if pairs is not None]
+        self._keep(kernel, rivals)
         try:
             benches: list[Bench] = []
-            for schedule in reversed(schedules):  # the incumbent first: it is the one already loaded
-                bench, wrong = self._bench(kernel, schedule)
+            for schedules in reversed(rivals):  # the incumbent first: it is the one already loaded
+                bench, wrong = self._bench(kernel, schedules)
                 if wrong:
                     return {"status": "wrong", "reason": wrong}
                 benches.insert(0, bench)
-            candidate, *incumbent = race(benches)
+            candidate, *incumbent = race(benches, request["points"])
         except CannotBuild as cannot:
             if self.builds == 0:  # not the schedule's fault, then
                 return {"fatal": str(cannot)}
@@ -132,24 +116,24 @@ class Desk:
             return {"status": "crashed", "reason": f"{type(error).__name__}: {error}"[:300]}
         return {"status": "ok", "samples": candidate, "against": incumbent[0] if incumbent else None}
 
-    def _bench(self, kernel: Kernel, schedule: Schedule) -> tuple[Bench, str | None]:
-        key = _key(kernel, schedule)
+    def _bench(self, kernel: Kernel, schedules: Schedules) -> tuple[Bench, str | None]:
+        key = _key(kernel, schedules)
         if (bench := self.loaded.get(key)) is None:
-            bench = self.device.bench(kernel, schedule)
+            bench = self.device.bench(kernel, schedules)
             self.builds += 1
             if wrong := bench.check():
                 return bench, wrong
             self.loaded[key] = bench
         return bench, None
 
-    def _keep(self, kernel: Kernel, schedules: Sequence[Schedule]) -> None:
+    def _keep(self, kernel: Kernel, rivals: Sequence[Schedules]) -> None:
         """Unloads all others first: the next candidate finds the memory of the last one free."""
-        keys = {_key(kernel, schedule) for schedule in schedules}
+        keys = {_key(kernel, schedules) for schedules in rivals}
         self.loaded = {key: bench for key, bench in self.loaded.items() if key in keys}
 
 
-def _key(kernel: Kernel, schedule: Schedule) -> str:
-    return f"{kernel!r} {sorted(schedule.items())}"
+def _key(kernel: Kernel, schedules: Schedules) -> str:
+    return f"{kernel!r} {spelled(schedules)}"
 
 
 def _kernel(data: Mapping[str, Any]) -> Kernel:

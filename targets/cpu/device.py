@@ -13,23 +13,29 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from onnx import TensorProto, helper
+from onnx import helper
 
 from ...compiler.interpret import interpret
-from ...compiler.ir import Array, Graph
+from ...compiler.ir import DTYPES, Array, Graph
 from ...compiler.ops.sources import INPUT
-from ..base import Kernel, Schedule
-from . import cases, cases_attention
+from ..base import BUCKETS, Kernel, Schedule, Schedules
+from . import cases, cases_attention, cases_quantized
 from .build import link
 from .cases import Feeds, operands
 from .emit import emit
 from .isa import named
-from .lower import layout_of
+from .lower import BITS, layout_of
 from .table import op_name
 
 COLD_BYTES = 96 << 20  # more than a last-level cache keeps from one run to the next
 MOST_BYTES = 256 << 20  # of one weight: fewer experts are tried than a model has, where all would be more
 MOST_COPIES = 12
+BYTES = {
+    "f32": 4.0,
+    "bf16": 2.0,
+    "int8": 34 / 32,
+    "int4": 18 / 32,
+}  # of a number of a weight, scales included
 PAGE = 4096
 FEW_ROWS = 32  # beyond, arithmetic hides whether weights were in cache
 MANY_ROWS = 128  # beyond, it also hides that threads had to wake up
@@ -46,22 +52,27 @@ class Device:
     isa: str
     threads: int = 1
 
-    def bench(self, kernel: Kernel, schedule: Schedule) -> Bench:
+    def bench(self, kernel: Kernel, schedules: Schedules) -> Bench:
         """The kernel, built and loaded; fewer experts if they take too much memory. Raises CannotBuild."""
-        return Bench(sample(affordable(kernel)), schedule, self)
+        return Bench(sample(affordable(kernel)), schedules, self)
 
 
 class Sample:
     """What a kernel is tried on: operands and what must come out, the same for each of its schedules."""
 
     def __init__(self, kernel: Kernel) -> None:
-        self.kernel, self.case = kernel, CASES[kernel.kind]
+        self.kernel, self.case = kernel, case_of(kernel)
         self._examples: dict[int, tuple[Feeds, Feeds]] = {}
+        self._packed: dict[str, list[Mapping[int, Call]]] = {}
 
     @cached_property
     def weights(self) -> Mapping[int, Array]:
-        """Random weights by operand, not packed."""
-        return self.case.weights(self.kernel, np.random.default_rng(0))
+        """Random weights by operand, not packed; those that a layout is for have the kernel's dtype."""
+        weights = self.case.weights(self.kernel, np.random.default_rng(0))
+        if self.kernel.weights != "bf16":
+            return weights
+        stored = {i: weights[i].astype(DTYPES["bf16"]) for i in layout_of(self.kernel, {})}
+        return {**weights, **stored}
 
     def feeds(self, rows: int, seed: int = 0) -> list[Array]:
         """Random operands that are no weights, for that many rows of tokens."""
@@ -78,6 +89,22 @@ class Sample:
             self._examples[rows] = feeds, self.wanted(feeds)
         return self._examples[rows]
 
+    def packed(self, schedule: Schedule, copies: int = 1) -> Sequence[Mapping[int, Call]]:
+        """The weights in the layout of a schedule, as often; what was packed before for an equal layout."""
+        layout = repr(layout_of(self.kernel, schedule))
+        if layout not in self._packed:
+            self._packed[layout] = [pack(self.kernel, schedule, self.weights)]
+        made = self._packed[layout]
+        while len(made) < copies:
+            made.append({i: [aligned(part) for part in parts] for i, parts in made[0].items()})
+        return made[:copies]
+
+
+def case_of(kernel: Kernel) -> cases.Case:
+    """How to try a kernel of its kind."""
+    case = CASES[kernel.kind]
+    return replace(case, tolerance=cases_quantized.TOLERANCE) if kernel.weights in BITS else case
+
 
 @lru_cache(maxsize=1)  # a search goes kernel by kernel, and weights are big
 def sample(kernel: Kernel) -> Sample:
@@ -88,15 +115,15 @@ def sample(kernel: Kernel) -> Sample:
 class Bench:
     """A library of one kernel that can be run, compared and timed."""
 
-    def __init__(self, sample: Sample, schedule: Schedule, device: Device) -> None:
-        self.sample, self.schedule, self.device = sample, schedule, device
+    def __init__(self, sample: Sample, schedules: Schedules, device: Device) -> None:
+        self.sample, self.schedules, self.device = sample, schedules, device
+        self.schedule = schedules[BUCKETS[0]]  # the weights lie as it says, and so do all others
         self.kernel, self.case, self.feeds = sample.kernel, sample.case, sample.feeds
         self.points = [f"m={rows}" for rows in self.case.points]
         self._folder = tempfile.TemporaryDirectory(prefix="moec-")
         isa = named(device.isa)
-        self.library = link([emit(self.kernel, schedule, isa)], Path(self._folder.name) / "kernel.so", isa)
+        self.library = link([emit(self.kernel, schedules, isa)], Path(self._folder.name) / "kernel.so", isa)
         self._timed: dict[str, tuple[Any, Any, int]] = {}
-        self._copies: list[Mapping[int, Call]] = []
 
     @property
     def weights(self) -> Mapping[int, Array]:
@@ -106,11 +133,11 @@ class Bench:
     @cached_property
     def packed(self) -> Mapping[int, Call]:
         """The same as the library reads them; one may have become several."""
-        return pack(self.kernel, self.schedule, self.weights)
+        return self.sample.packed(self.schedule)[0]
 
     def check(self) -> str | None:
         """Why the outputs for some counts of rows are not the reference's, or None."""
-        for rows in ROWS_TO_CHECK:
+        for rows in sorted({*ROWS_TO_CHECK, *self.schedules}):
             if wrong := self.differs(*self.sample.example(rows)):
                 return f"with {rows} rows, {wrong}"
         return None
@@ -132,7 +159,7 @@ class Bench:
         outputs = [unwritten(wanted) for wanted in like]
         session, binding = self.session([spread(feeds, self.packed)])
         for index, array in enumerate(outputs):
-            binding.bind_ortvalue_output(f"y0.{index}", onnxruntime.OrtValue.ortvalue_from_numpy(array))
+            binding.bind_ortvalue_output(f"y0.{index}", ort_value(array))
         session.run_with_iobinding(binding)
         return outputs
 
@@ -162,15 +189,13 @@ class Bench:
             return [self.packed] * (1 if rows > MANY_ROWS else 2)  # the first call of a run wakes the threads
         calls = min(MOST_COPIES, 1 + int(COLD_BYTES / touched))
         copies = min(calls, math.ceil(COLD_BYTES / size))
-        while len(self._copies) < copies - 1:
-            self._copies.append({i: [aligned(part) for part in parts] for i, parts in self.packed.items()})
-        each = [self.packed, *self._copies][:copies]
+        each = self.sample.packed(self.schedule, copies)
         return [each[call % copies] for call in range(calls)]
 
     @cached_property
-    def output_kinds(self) -> Sequence[str]:
-        """The numpy kinds of the outputs: f, i."""
-        return [output.dtype.kind for output in self.sample.example(1)[1]]
+    def output_types(self) -> Sequence[Any]:
+        """The numpy types of the outputs."""
+        return [unwritten(output).dtype for output in self.sample.example(1)[1]]
 
     def session(self, calls: Sequence[Call]) -> tuple[Any, Any]:
         """A session on a graph of calls with these operands, and a binding that has them."""
@@ -183,9 +208,9 @@ class Bench:
         arrays: dict[str, Array] = {}
         for array in (array for call in calls for array in call):
             arrays[names.setdefault(id(array), f"x{len(names)}")] = array
-        op = op_name(self.kernel, self.schedule)
+        op = op_name(self.kernel, self.schedules)
         results = {
-            f"y{call}.{i}": kind for call in range(len(calls)) for i, kind in enumerate(self.output_kinds)
+            f"y{call}.{i}": kind for call in range(len(calls)) for i, kind in enumerate(self.output_types)
         }
         nodes = [
             helper.make_node(
@@ -200,7 +225,7 @@ class Bench:
             helper.make_graph(
                 nodes,
                 "bench",
-                declared({name: array.dtype.kind for name, array in arrays.items()}),
+                declared({name: array.dtype for name, array in arrays.items()}),
                 declared(results),
             ),
             opset_imports=[helper.make_opsetid("", 21), helper.make_opsetid("moec", 1)],
@@ -211,7 +236,7 @@ class Bench:
         )
         binding = session.io_binding()
         for name, array in arrays.items():
-            binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
+            binding.bind_ortvalue_input(name, ort_value(array))
         return session, binding
 
 
@@ -220,7 +245,7 @@ def affordable(kernel: Kernel) -> Kernel:
     dims = dict(kernel.dims)
     if "experts" not in dims or "n" not in dims:
         return kernel
-    fit = MOST_BYTES // (4 * dims["k"] * dims["n"])
+    fit = int(MOST_BYTES / (BYTES[kernel.weights] * dims["k"] * dims["n"]))
     dims["experts"] = min(dims["experts"], max(fit, dims["share"]))
     return replace(kernel, dims=tuple(dims.items()))
 
@@ -233,7 +258,7 @@ def pack(kernel: Kernel, schedule: Schedule, weights: Mapping[int, Array]) -> Ma
 
 def laid_out(layout: Any, w: Array) -> Call:
     """One weight packed."""
-    value = INPUT(name="w", dtype="f32", shape=w.shape)
+    value = INPUT(name="w", dtype=next(name for name in DTYPES if DTYPES[name] == w.dtype), shape=w.shape)
     parts = interpret(Graph((value,), layout.pack(value)), {"w": w}, {})
     return [aligned(part) for part in parts.values()]
 
@@ -253,21 +278,35 @@ def spread(feeds: Feeds, packed: Mapping[int, Call]) -> Call:
     return [array for parts in operands(single, packed) for array in parts]
 
 
-def declared(kinds: Mapping[str, str]) -> list[Any]:
-    """Inputs or outputs of a graph, of any shape, by name and numpy kind."""
-    types = {"f": TensorProto.FLOAT, "i": TensorProto.INT64}
-    return [helper.make_tensor_value_info(name, types[kind], None) for name, kind in kinds.items()]
+def declared(types: Mapping[str, Any]) -> list[Any]:
+    """Inputs or outputs of a graph, of any shape, by name and numpy type."""
+    return [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(dtype), None)
+        for name, dtype in types.items()
+    ]
+
+
+def ort_value(array: Array) -> Any:
+    """The array as onnxruntime takes it, without a copy; of types of ours it knows the bits."""
+    if array.dtype.kind in "fiub":
+        return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+    bits, element = array.view(f"u{array.itemsize}"), helper.np_dtype_to_tensor_dtype(array.dtype)
+    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, element)
 
 
 def unwritten(like: Array) -> Array:
-    """An array of that shape in which every element that nobody writes will be noticed."""
-    if like.dtype.kind == "f":
-        return np.full(like.shape, np.nan, np.float32)
-    return np.full(like.shape, np.iinfo(np.int64).min, np.int64)
+    """An array of that shape in which every element that nobody writes will be noticed.
+
+    float64, in which references compute, stands for the float32 of kernels.
+    """
+    if like.dtype.kind == "i":
+        return np.full(like.shape, np.iinfo(like.dtype).min, like.dtype)
+    return np.full(like.shape, np.nan, np.float32 if like.dtype == np.float64 else like.dtype)
 
 
 def deviation(mine: Array, its: Array) -> float:
     """The largest difference over the largest value; NaN if there is a NaN, infinite if integers differ."""
-    if its.dtype.kind != "f":
+    if its.dtype.kind == "i":
         return 0.0 if np.array_equal(mine, its) else math.inf
+    mine, its = mine.astype(np.float64), its.astype(np.float64)
     return float(np.max(np.abs(mine - its), initial=0.0) / max(np.max(np.abs(its), initial=0.0), 1e-30))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from ..base import Kernel, Schedule, Space
+from ..base import Kernel, Rule, Schedule, Space
 from .isa import Isa
+from .lower import BITS
 
 # Rows of C++ and Python meet here: a driver finds these knobs, in this order, in Row::knobs.
 MATMUL_KNOBS = ("nr", "mr", "group", "grain")
@@ -15,10 +16,13 @@ DRIVER_KNOBS: Mapping[str, tuple[str, ...]] = {
     "linear_swiglu": MATMUL_KNOBS,
     "grouped_swiglu": MATMUL_KNOBS,
     "grouped_combine": MATMUL_KNOBS,
-    "attention": ("few", "many", "tile", "block", "span"),
-    "latent_attention": ("nr", "few", "many", "tile", "block", "span", "path"),
+    "route": MATMUL_KNOBS,
+    "attention": ("few", "many", "block", "span"),
+    "latent_attention": ("nr", "few", "many", "block", "span", "path", "absorb"),
     **dict.fromkeys(("rms_norm", "rotary", "latent_write", "append", "top_k_gate", "permute"), ()),
 }
+# Where a token is several rows of the first operand, the dim that says how many.
+ROWS_OF_A_TOKEN: Mapping[str, str] = {"grouped_combine": "share", "attention": "heads"}
 
 
 def space(kernel: Kernel, isa: Isa) -> Space:
@@ -27,20 +31,12 @@ def space(kernel: Kernel, isa: Isa) -> Space:
         raise ValueError(
             f"the cpu target has no {kernel.kind!r} kernel; there are {', '.join(sorted(SPACES))}"
         )
-    return SPACES[kernel.kind](kernel, isa)
+    return (QUANTIZED if kernel.weights in BITS else SPACES)[kernel.kind](kernel, isa)
 
 
-def matmul(kernel: Kernel, isa: Isa) -> Space:
-    """nr: columns of a panel; mr: rows of the tallest tile; unroll: steps of k per turn; ahead: steps of k by
-    which weights are asked for early (0: as the hardware guesses); group: rows that share one pass over a
-    weight; grain: thousands (1024) of multiply-adds that are worth a task of their own.
-    """
+def panel_rules(kernel: Kernel, isa: Isa) -> tuple[Rule, Rule]:
+    """What a panel's width must be like."""
     paired = kernel.kind.endswith("swiglu")
-
-    def fits(schedule: Schedule) -> str | None:
-        vectors = int(schedule["nr"]) // isa.lanes
-        needed = (int(schedule["mr"]) + 1) * vectors + 1
-        return f"{needed} vector registers; {isa} has {isa.registers}" if needed > isa.registers else None
 
     def halves(schedule: Schedule) -> str | None:
         odd = paired and int(schedule["nr"]) // isa.lanes % 2
@@ -49,6 +45,20 @@ def matmul(kernel: Kernel, isa: Isa) -> Space:
     def narrow(schedule: Schedule) -> str | None:
         wide = int(schedule["nr"]) > max(kernel["n"], 2 * isa.lanes)
         return f"nr={schedule['nr']} is wider than n={kernel['n']}" if wide else None
+
+    return halves, narrow
+
+
+def matmul(kernel: Kernel, isa: Isa) -> Space:
+    """nr: columns of a panel; mr: rows of the tallest tile; unroll: steps of k per turn; ahead: steps of k by
+    which weights are asked for early (0: as the hardware guesses); group: rows that share one pass over a
+    weight; grain: thousands (1024) of multiply-adds that are worth a task of their own.
+    """
+
+    def fits(schedule: Schedule) -> str | None:
+        vectors = int(schedule["nr"]) // isa.lanes
+        needed = (int(schedule["mr"]) + 1) * vectors + 1
+        return f"{needed} vector registers; {isa} has {isa.registers}" if needed > isa.registers else None
 
     def point(vectors: int, mr: int, unroll: int, ahead: int) -> Schedule:
         shape = {"nr": vectors * isa.lanes, "mr": mr, "unroll": unroll, "ahead": ahead}
@@ -62,7 +72,7 @@ def matmul(kernel: Kernel, isa: Isa) -> Space:
         if wide
         else [point(3, 4, 2, 0), point(2, 6, 4, 64), point(3, 4, 2, 64)]
     )
-    rules = (fits, halves, narrow)
+    rules = (fits, *panel_rules(kernel, isa))
     usable = [one for one in (*good, narrowest) if not any(rule(one) for rule in rules)]
     return Space(
         # Panels of one vector were 1.2 to 3x slower at many rows on AVX2, so none has them.
@@ -77,13 +87,51 @@ def matmul(kernel: Kernel, isa: Isa) -> Space:
         default=usable[0],
         known=usable[1:],
         rules=rules,
+        layout=("nr",),
+    )
+
+
+def quantized(kernel: Kernel, isa: Isa) -> Space:
+    """nr, mr, group, grain as for floats; sums: vectors of integer sums under way at once, which decides how
+    many vectors of a panel a tile takes; ahead: groups of 32 along k by which weights are asked for early.
+    """
+    if kernel["k"] % 32:
+        raise ValueError(f"k={kernel['k']} is not a multiple of 32, the group of numbers that share a scale")
+    wide, short = isa.registers == 32, kernel.weights == "int4"
+
+    def point(mr: int, sums: int, ahead: int) -> Schedule:
+        shape = {"nr": 2 * isa.lanes, "mr": mr, "sums": sums, "ahead": ahead}
+        return {**shape, "group": 256, "grain": grain}
+
+    # Of every expert, a task of grouped_combine reads its own columns: few tasks leave longer stretches.
+    grain = 16384 if kernel.kind == "grouped_combine" else 4096
+    # The best of sweeps over k=2048, n=2816: the tile at 48 and 252 rows, weights from memory at 1 to 8.
+    matrix = [point(16, 12, 8 if short else 4)] if isa.dot == "tdpbsud" else []
+    good = (
+        [*matrix, point(12, 12, 8 if short else 4), point(8, 8, 16 if short else 8), point(6, 12, 8)]
+        if wide
+        else [point(4, 4 if short else 8, 16), point(8, 8, 16), point(3, 6, 16)]
+    )
+    return Space(
+        choices={
+            "nr": [vectors * isa.lanes for vectors in (1, 2, 4)],
+            "mr": [4, 6, 8, 10, 12, 14, 16] if wide else [2, 3, 4, 6, 8],
+            "sums": [8, 12, 16] if wide else [4, 6, 8],
+            "ahead": [0, 2, 4, 8, 16, 32],
+            "group": [64, 128, 256],
+            "grain": [1024, 4096, 16384, 65536],
+        },
+        default=good[0],
+        known=good[1:],
+        rules=panel_rules(kernel, isa),
+        layout=("nr",),
     )
 
 
 def attention(kernel: Kernel, isa: Isa) -> Space:
     """few, many: lanes of a panel (query rows side by side) for a single token and for more; keys: keys whose
     scores are in registers together; unroll: their steps; tile, width: rows and columns of values mixed
-    together; block: keys softened at a time; span: keys that are worth a task of their own to a full panel.
+    together; block: keys softened at a time; span: keys that are worth a task of their own.
     """
     share = kernel["heads"] // (kernel["groups"] if kernel.kind == "attention" else 1)
     few = min(16, max(4, 1 << (share - 1).bit_length()))
@@ -98,23 +146,28 @@ def attention(kernel: Kernel, isa: Isa) -> Space:
 
     default: dict[str, int | str] = {
         **{"few": few, "many": 16, "keys": 8 if isa.lanes == 16 else 6, "unroll": 4},
-        **{"tile": 16 if isa.lanes == 16 else 4, "width": 16, "block": 64, "span": 512},
+        **{"tile": 4 if isa.lanes == 16 else 6, "width": 4 * isa.lanes if isa.lanes == 16 else 16},
+        **{"block": 64, "span": 512},
     }
     choices: dict[str, list[int | str]] = {
         **{"few": [few], "many": [8, 16, 32], "keys": [4, 5, 6, 8, 10, 12, 14], "unroll": [1, 2, 4, 8]},
-        **{"tile": [2, 4, 8, 16], "width": [isa.lanes * n for n in (1, 2, 4)]},
-        **{"block": [32, 64, 128, 256], "span": [128, 256, 512, 1024]},
+        **{"tile": [2, 4, 6, 8, 16], "width": [isa.lanes * n for n in (1, 2, 4)]},
+        **{"block": [32, 64, 128, 256], "span": [128, 256, 512, 1024, 2048]},
     }
     return Space(choices, default, rules=(fits,))
 
 
 def latent_attention(kernel: Kernel, isa: Isa) -> Space:
     """attention's knobs; nr: columns of a panel of the projections. path is how results come: 0 the cheaper
-    way for each shape; 1, always absorbed, and 2, always materialised, are for tests.
+    way for each shape; 1, always absorbed, and 2, always materialised, are for tests. absorb: what a
+    multiplication costs the absorbed way, in percent of what one costs the other.
     """
     base = attention(kernel, isa)
-    choices = {**base.choices, "nr": [isa.lanes * n for n in (1, 2, 4)], "path": [0]}
-    return Space(choices, {**base.default, "nr": 2 * isa.lanes, "path": 0}, rules=base.rules)
+    nr, absorb = [isa.lanes * n for n in (1, 2, 4)], [60, 75, 90, 100, 115, 130, 170]
+    choices = {**base.choices, "nr": nr, "path": [0], "absorb": absorb}
+    # As measured from 32 to 512 tokens over 1000 and 4000; bf16 projections cost the second way 15 % more.
+    default = {**base.default, "nr": 2 * isa.lanes, "path": 0, "absorb": 100 if isa.lanes == 16 else 115}
+    return Space(choices, default, rules=base.rules, layout=("nr",))
 
 
 def fixed(kernel: Kernel, isa: Isa) -> Space:
@@ -129,7 +182,12 @@ SPACES: Mapping[str, Callable[[Kernel, Isa], Space]] = {
     "linear_swiglu": matmul,
     "grouped_swiglu": matmul,
     "grouped_combine": matmul,
+    "route": matmul,
     "attention": attention,
     "latent_attention": latent_attention,
     **dict.fromkeys(("rms_norm", "rotary", "latent_write", "append", "top_k_gate", "permute"), fixed),
+}
+# The same where weights are stored in few bits.
+QUANTIZED: Mapping[str, Callable[[Kernel, Isa], Space]] = {
+    kind: quantized if made is matmul else made for kind, made in SPACES.items()
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 from ...compiler.ir import Node
 from ...compiler.pipeline import Pass
 from ...passes.layout import Layout
-from ..base import CannotBuild, Capabilities, Emitted, Kernel, Schedule, Space
+from ..base import CannotBuild, Capabilities, Emitted, Kernel, Schedule, Schedules, Space
 from . import build, isa, lower, space, table
 from .pipeline import PASSES
 
@@ -45,6 +45,11 @@ class Target:
     def passes(self) -> tuple[Pass, ...]:
         return PASSES
 
+    @property
+    def formats(self) -> Mapping[str, Sequence[str]]:
+        """The formats of weights, beside f32, that the kernels of each kind read."""
+        return lower.FORMATS
+
     def kernel_of(self, region: Node) -> Kernel:
         """The kernel a region asks for."""
         return lower.kernel_of(region)
@@ -57,9 +62,9 @@ class Target:
         """How the kernel wants its weights, by operand."""
         return lower.layout_of(kernel, schedule)
 
-    def op_name(self, kernel: Kernel, schedule: Schedule) -> str:
+    def op_name(self, kernel: Kernel, schedules: Schedules) -> str:
         """The kernel's operator in onnxruntime."""
-        return table.op_name(kernel, schedule)
+        return table.op_name(kernel, schedules)
 
     def work(self, kernel: Kernel) -> float:
         """Multiply-adds for one token, about: what a kernel weighs when time to tune is shared out."""
@@ -71,11 +76,11 @@ class Target:
         """What a tuning worker opens on this machine: module and function, and its arguments."""
         return f"{__package__}.device:Device", {"isa": str(self.isa), "threads": threads}
 
-    def emit(self, kernel: Kernel, schedule: Schedule) -> Emitted:
+    def emit(self, kernel: Kernel, schedules: Schedules) -> Emitted:
         """Object code; loads TVM, so call it in a process of its own."""
         from . import emit
 
-        return emit.emit(kernel, schedule, self.isa)
+        return emit.emit(kernel, schedules, self.isa)
 
     def expect_tools(self) -> None:
         """Raises CannotBuild, with what to install, where `link` would in the end."""

@@ -14,21 +14,33 @@ struct OrtStatus;
 
 namespace moec {
 
-enum Type : int { F32 = 1, I32 = 6, I64 = 7, BOOL = 9, F64 = 11 };  // onnxruntime's numbers
+// onnxruntime's numbers
+enum Type : int { F32 = 1, U8 = 2, I8 = 3, I32 = 6, I64 = 7, BOOL = 9, F16 = 10, F64 = 11, BF16 = 16 };
 
 constexpr int kMaxInputs = 16, kMaxRank = 8, kMaxScratch = 8;
 
 struct Kind;
 
-// One planned kernel: its sizes and numbers in the order of Kernel.dims and Kernel.reals, what its schedule says to
-// the driver (the kind's entry in space.DRIVER_KNOBS; these also follow the sizes in dims), its generated functions.
+// How calls of at most so many tokens are served: what the schedule says to the driver (the kind's entry in
+// space.DRIVER_KNOBS) and the functions generated for it.
+struct Variant {
+  int64_t most;
+  const int64_t* knobs;
+  void* const* functions;
+};
+
+// One planned kernel: its sizes and numbers in the order of Kernel.dims and Kernel.reals. Of its variants, from few
+// tokens to many, a Call has the first one that serves it; the last serves any number. A token is rows_per_token
+// rows of input 0.
 struct Row {
   const char* name;
   const Kind* kind;
   const int64_t* dims;
   const double* reals;
-  const int64_t* knobs;
-  void* const* functions;
+  int64_t rows_per_token;
+  const Variant* variants;
+  const int64_t* knobs = nullptr;  // of the variant
+  void* const* functions = nullptr;
 };
 
 // An input. Alignment is that of its elements, no more. One that is absent has null data and rank 0.
@@ -55,6 +67,7 @@ struct Counter {
   const char* kind;
   uint64_t calls;
   uint64_t weight_bytes;
+  uint64_t nanoseconds;  // inside compute, by the wall clock
 };
 
 // One execution of one row. A family's compute returns after fail(), and when out() or scratch() give null.
@@ -65,7 +78,7 @@ class Call {
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
 
-  const Row& row;
+  Row row;
 
   int inputs() const { return inputs_; }
   const Tensor& in(int i) const { return tensors_[i]; }
@@ -100,6 +113,7 @@ class Call {
   void run(void (*body)(void*, size_t), size_t tasks, void* data);
   bool keep(OrtStatus* status);
   bool load();
+  void choose();
 
   OrtKernelContext* context_;
   OrtStatus* status_ = nullptr;

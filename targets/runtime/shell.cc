@@ -2,6 +2,7 @@
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
+#include <ctime>
 
 #include "kernel.h"
 #include "ort_abi.h"
@@ -22,11 +23,19 @@ OrtCustomOpDomain* domain = nullptr;
 const Operator& of(const OrtCustomOp* op) { return *static_cast<const Operator*>(op); }
 const Kind& kind(const OrtCustomOp* op) { return *of(op).row->kind; }
 
+uint64_t clock_now() {
+  timespec time;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return uint64_t(time.tv_sec) * 1000000000 + uint64_t(time.tv_nsec);
+}
+
 OrtStatus* compute(void* kernel, OrtKernelContext* context) {
   auto& op = *static_cast<Operator*>(kernel);
+  const uint64_t start = clock_now();
   __atomic_fetch_add(&op.counter.calls, 1, __ATOMIC_RELAXED);
   Call call(*op.row, op.counter, context);
   if (!call.status()) op.row->kind->compute(call);
+  __atomic_fetch_add(&op.counter.nanoseconds, clock_now() - start, __ATOMIC_RELAXED);
   return call.status();
 }
 
@@ -44,7 +53,7 @@ Operator describe(const Row& row) {
   using Op = const OrtCustomOp*;
   Operator op{};
   op.row = &row;
-  op.counter = {row.name, row.kind->name, 0, 0};
+  op.counter = {row.name, row.kind->name, 0, 0, 0};
   op.version = ort::kVersion;
   op.GetName = [](Op op) { return of(op).row->name; };
   op.GetExecutionProviderType = [](Op) { return "CPUExecutionProvider"; };
@@ -134,7 +143,7 @@ __attribute__((destructor)) void free_idle() {
 
 Call::Call(const Row& row, Counter& counter, OrtKernelContext* context)
     : row(row), context_(context), counter_(counter) {
-  load();
+  if (load()) choose();
 }
 
 Call::~Call() {
@@ -166,6 +175,14 @@ bool Call::load() {
     tensor.rank = int(rank);
   }
   return true;
+}
+
+void Call::choose() {
+  const int64_t tokens = in(0).rows() / row.rows_per_token;
+  const Variant* variant = row.variants;
+  while (tokens > variant->most) ++variant;
+  row.knobs = variant->knobs;
+  row.functions = variant->functions;
 }
 
 void* Call::out(int i, const int64_t* shape, int rank) {
@@ -220,13 +237,14 @@ EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase
 }
 
 // Fills in up to `most` counters, one per kernel in the order of the table; returns how many kernels there are.
-EXPORT size_t moec_counters(moec::Counter* counters, size_t most) {
+EXPORT size_t moec_counts(moec::Counter* counters, size_t most) {
   const moec::Operator* operators = __atomic_load_n(&moec::operators, __ATOMIC_ACQUIRE);
   if (!operators) return 0;
   for (size_t i = 0; i < moec::row_count && i < most; ++i) {
     const moec::Counter& now = operators[i].counter;  // sessions may be running
     counters[i] = {now.name, now.kind, __atomic_load_n(&now.calls, __ATOMIC_RELAXED),
-                   __atomic_load_n(&now.weight_bytes, __ATOMIC_RELAXED)};
+                   __atomic_load_n(&now.weight_bytes, __ATOMIC_RELAXED),
+                   __atomic_load_n(&now.nanoseconds, __ATOMIC_RELAXED)};
   }
   return moec::row_count;
 }

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from moec.targets.base import CannotBuild, Kernel, Schedule
+from moec.targets.base import CannotBuild, Kernel, Schedules
 
 
 @dataclass
@@ -34,7 +34,8 @@ class FakeDevice:
     seconds: dict[str, float]
     builds: int = 0
 
-    def bench(self, kernel: Kernel, schedule: Schedule) -> FakeBench:
+    def bench(self, kernel: Kernel, schedules: Schedules) -> FakeBench:
+        schedule = schedules[1]
         fault = str(schedule.get("fault", ""))
         print("a compiler that talks to stdout")
         if fault == "no compiler":

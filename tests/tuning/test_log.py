@@ -37,6 +37,23 @@ def test_a_record_survives_the_file(tmp_path: Path) -> None:
     assert again.problems == []
 
 
+def test_schedules_by_tokens_survive_the_file(tmp_path: Path) -> None:
+    log = Log(tmp_path / "log.jsonl")
+    record = replace(ok(8, 0.5), larger={17: {"tile": 16}}, ratios={1: 0.9, 17: 0.5}, leads=True)
+    log.append(record)
+    (back,) = Log(log.path).records
+    assert (back.schedules, back.ratios, back.leads) == (record.schedules, {1: 0.9, 17: 0.5}, True)
+    assert back.schedules == {1: {"tile": 8}, 17: {"tile": 16}}
+
+
+def test_records_from_before_schedules_by_tokens_are_read() -> None:
+    old = json.loads(ok(8, 0.5).line())
+    for later in ("larger", "ratios", "leads"):
+        del old[later]
+    record = parse(json.dumps(old).encode())
+    assert (record.schedules, record.ratios, record.leads) == ({1: {"tile": 8}}, {}, False)
+
+
 def test_reals_are_not_in_the_key(tmp_path: Path) -> None:
     log = Log(tmp_path / "log.jsonl")
     log.append(ok(8, 0.5, kernel=replace(KERNEL, reals=(("eps", 1e-6),))))
@@ -110,6 +127,11 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
         ({"ratio": -1}, "ratio is -1"),
         ({"ratio": None}, "status is ok but there is no ratio"),
         ({"beats": 1}, "beats is int, expected bool"),
+        ({"larger": {"3": {"tile": 1}}}, r"larger begins at 3 tokens, expected some of \(2, 5"),
+        ({"larger": {"1": {"tile": 1}}}, "larger begins at 1 tokens"),
+        ({"larger": {"17": 4}}, "17 is int, expected dict"),
+        ({"ratios": {"1": 0}}, "ratios holds 0, expected positive numbers"),
+        ({"ratios": {"1": 1.0}, "leads": None}, "leads is NoneType, expected bool"),
         ({"fingerprint": {"isa": "v3", "cpu": "c", "threads": "2", "generator": ""}}, "threads is str"),
         ({"kernel": {"kind": "linear", "dims": {"k": 1}}}, "no field dtype"),
     ],

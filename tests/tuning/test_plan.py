@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from moec.targets.base import Kernel, Space
+from moec.targets.base import Kernel, Schedules, Space, spans
 from moec.tuning.fingerprint import Fingerprint
 from moec.tuning.log import Log
 from moec.tuning.plan import Plan, make_plan
@@ -56,6 +57,35 @@ def test_the_space_has_the_last_word(log: Log) -> None:
     for record in (won(3, 0.1), won(2, 0.8), Record(LINEAR, HERE, {"evil": "x"}, "ok", "", {}, 0.01, True)):
         log.append(record)
     assert plan(log)[LINEAR].schedule == {"tile": 2}
+
+
+@pytest.mark.parametrize(
+    "larger",
+    [{17: {"tile": 4, "nr": 8}}, {17: {"tile": 3, "nr": 16}}],
+    ids=["another layout", "outside the space"],
+)
+def test_schedules_that_cannot_serve_side_by_side_are_passed_over(log: Log, larger: Schedules) -> None:
+    space = Space({"tile": (1, 2, 4), "nr": (8, 16)}, {"tile": 1, "nr": 16}, layout=("nr",))
+    base = Record(LINEAR, HERE, {"tile": 2, "nr": 16}, "ok", "", {}, 0.8, True)
+    good = replace(base, ratio=0.7, larger={257: {"tile": 4, "nr": 16}}, ratios={1: 1.0, 257: 0.5})
+    for record in (base, good, replace(base, ratio=0.1, larger=larger)):
+        log.append(record)
+    choice = make_plan([LINEAR], {LINEAR: space}, Log(log.path), HERE)[LINEAR]
+    assert choice.schedules == good.schedules
+    assert (choice.gains, choice.tried) == ({1: 1.0, 257: 2.0}, 1)
+    rows = json.loads(make_plan([LINEAR], {LINEAR: space}, log, HERE).json())[0]["schedules"]
+    assert [(row["tokens"], row["schedule"]["tile"], row["gain"]) for row in rows] == [
+        ("1-256", 2, 1.0),
+        ("257+", 4, 2.0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("firsts", "words"),
+    [([1], ["1+"]), ([1, 2], ["1", "2+"]), ([1, 5, 257], ["1-4", "5-256", "257+"])],
+)
+def test_spans(firsts: list[int], words: list[str]) -> None:
+    assert spans(firsts) == words
 
 
 def test_equal_plans_are_equal_bytes(log: Log) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
-from moec.targets.base import Kernel, Schedule, Space
+from moec.targets.base import Kernel, Schedule, Schedules, Space
 from moec.tuning.fingerprint import Fingerprint
 from moec.tuning.log import Log
 from moec.tuning.measure import Measurement
@@ -53,13 +53,20 @@ class Simulated:
     interrupt_at: int | None = None
     dice: random.Random = field(default_factory=lambda: random.Random(0))
 
-    def trial(self, kernel: Kernel, schedule: Schedule, incumbent: Schedule | None) -> Measurement:
+    def trial(
+        self,
+        kernel: Kernel,
+        schedules: Schedules,
+        incumbent: Schedules | None,
+        points: Collection[str] | None = None,
+    ) -> Measurement:
         if len(self.tried) == self.interrupt_at:
             raise KeyboardInterrupt
+        (schedule,) = schedules.values()
         self.tried.append((kernel, dict(schedule)))
-        if (fault := self.faults.get(spelled(schedule))) is not None:
+        if (fault := self.faults.get(spelled(schedules))) is not None:
             return fault
-        against = None if incumbent is None else {"m=1": self._seconds(incumbent)}
+        against = None if incumbent is None else {"m=1": self._seconds(incumbent[1])}
         return Measurement("ok", "", {"m=1": self._seconds(schedule)}, against)
 
     def _seconds(self, schedule: Schedule) -> list[float]:
@@ -102,7 +109,7 @@ def test_the_default_is_first_then_the_known(log: Log) -> None:
 def test_nothing_is_measured_twice_or_against_the_rules(log: Log) -> None:
     judge = Simulated(cost=lambda schedule: 1.0)
     tune({KERNEL: SPACE}, judge, Budget.parse("1000t"), log, HERE)
-    tried = [spelled(schedule) for _, schedule in judge.tried]
+    tried = [spelled({1: schedule}) for _, schedule in judge.tried]
     assert len(tried) == len(set(tried))
     assert all(SPACE.objection(schedule) is None for _, schedule in judge.tried)
     refused = [record for record in log.records if record.status == "refused"]
@@ -126,7 +133,7 @@ def test_noise_does_not_unseat_the_default(log: Log) -> None:
 @pytest.mark.parametrize("status", ["wrong", "crashed", "timeout"])
 def test_what_fails_is_recorded_and_never_wins(log: Log, status: str) -> None:
     fault = Measurement(status, "as simulated")
-    judge = Simulated(faults={spelled({"rows": 4, "lanes": 16, "unroll": 4}): fault})
+    judge = Simulated(faults={spelled({1: {"rows": 4, "lanes": 16, "unroll": 4}}): fault})
     space = replace(SPACE, known=({"rows": 4, "lanes": 16, "unroll": 4},))
     tune({KERNEL: space}, judge, Budget.parse("30t"), log, HERE)
     assert [record.reason for record in log.records if record.status == status] == ["as simulated"]
@@ -134,7 +141,7 @@ def test_what_fails_is_recorded_and_never_wins(log: Log, status: str) -> None:
 
 
 def test_a_default_that_fails_leaves_the_field_to_others(log: Log) -> None:
-    judge = Simulated(faults={spelled(SPACE.default): Measurement("crashed", "killed by SIGSEGV")})
+    judge = Simulated(faults={spelled(SPACE.defaults): Measurement("crashed", "killed by SIGSEGV")})
     tune({KERNEL: SPACE}, judge, Budget.parse("3t"), log, HERE)
     assert best(log).schedule != SPACE.default
 
@@ -152,9 +159,9 @@ def test_retune_goes_on_where_the_log_ends(log: Log) -> None:
     tune({KERNEL: SPACE}, first, Budget.parse("12t"), log, HERE)
     before = best(log)
     tune({KERNEL: SPACE}, second, Budget.parse("12t"), Log(log.path), HERE, retune=True)
-    seen = {spelled(schedule) for _, schedule in first.tried}
+    seen = {spelled({1: schedule}) for _, schedule in first.tried}
     assert second.tried
-    assert seen.isdisjoint(spelled(schedule) for _, schedule in second.tried)
+    assert seen.isdisjoint(spelled({1: schedule}) for _, schedule in second.tried)
     assert (best(Log(log.path)).ratio or 1) <= (before.ratio or 1)
 
 

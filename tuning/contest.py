@@ -1,0 +1,166 @@
+"""Who is best for which calls: candidates raced in pairs, and what each of them won put together.
+
+Weights are laid out once, so only schedules of one layout can serve calls side by side. Each layout has its
+leader: a schedule for each bucket of tokens, no worse than any other of that layout as far as is known. A
+candidate races the leader of its layout at all counts of tokens; the buckets that it wins, twice, it takes
+over. The leader that is ahead of all others, all buckets weighing the same, is the best.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from statistics import geometric_mean
+from typing import Any
+
+from ..targets.base import BUCKETS, Kernel, Schedules, Space, merged, serving
+from .fingerprint import Fingerprint
+from .log import Log
+from .measure import LEAST_GAIN, Judge, Measurement, bucket_of, by_bucket, compare, won
+from .plan import admitted
+from .record import Record
+
+
+class Contest:
+    """The schedules of one kernel, as far as the log knows them, and those that enter now."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        space: Space,
+        judge: Judge,
+        log: Log,
+        fingerprint: Fingerprint,
+        versions: Mapping[str, str],
+    ) -> None:
+        self.kernel, self.space, self.judge = kernel, space, judge
+        self.log, self.fingerprint, self.versions = log, fingerprint, versions
+        self.best = admitted(space, log.ranked(kernel, fingerprint))
+        self.leaders: dict[Any, Record] = {self._layout(self.best): self.best} if self.best else {}
+        led = [record for record in log.of(kernel, fingerprint) if record.leads]
+        for record in sorted(led, key=lambda record: record.ratio or math.inf):
+            if space.objection_to(record.schedules) is None:
+                self.leaders.setdefault(self._layout(record), record)
+
+    def enter(self, schedules: Schedules) -> Record:
+        """Measures a candidate and logs what came of it; the record of the candidate itself."""
+        if why := self.space.objection_to(schedules):
+            record = self._record(schedules, Measurement("refused", why))
+        else:
+            record = self._measure(schedules)
+        self._note(record)
+        return record
+
+    def end(self) -> None:
+        """Logs that there will be no more."""
+        kept = self.best.schedules if self.best else self.space.defaults
+        self.log.append(self._record(kept, Measurement("done")))
+
+    def _note(self, record: Record) -> None:
+        self.log.append(record)
+        if record.leads:
+            self.leaders[self._layout(record)] = record
+        if record.beats:
+            self.best = record
+
+    def _layout(self, record: Record) -> Any:
+        return self.space.layout_of(record.schedule)
+
+    def _measure(self, schedules: Schedules) -> Record:
+        rival = self.leaders.get(self.space.layout_of(schedules[BUCKETS[0]])) or self.best
+        seen = self.judge.trial(self.kernel, schedules, rival.schedules if rival else None)
+        if seen.status != "ok":
+            return self._record(schedules, seen)
+        if rival is None or seen.against is None:
+            first = dict.fromkeys(map(bucket_of, seen.samples), 1.0)
+            return self._record(schedules, seen, first, leads=True, beats=True)
+        record = self._record(schedules, seen, _chained(rival, seen))
+        if self._layout(rival) != self._layout(record):
+            return self._compete(replace(record, leads=True))
+        wins = won(seen.samples, seen.against)
+        return self._confirm(record, rival, wins) if wins else record
+
+    def _confirm(self, record: Record, rival: Record, wins: Collection[int]) -> Record:
+        """Races an apparent winner once more where it seems to win, and keeps it where it does.
+
+        Of many candidates some win by luck. Luck does not repeat, and only the second race, which chose
+        nothing, says how much was gained.
+        """
+        points = [point for point in record.samples if bucket_of(point) in wins]
+        again = self.judge.trial(self.kernel, record.schedules, rival.schedules, points)
+        if again.status != "ok" or again.against is None:
+            return self._record(record.schedules, again)
+        ratios = _chained(rival, again)
+        record = _timed(record, {**record.ratios, **ratios})
+        sure = won(again.samples, again.against)
+        if not sure:
+            return record
+        schedules = spliced(rival.schedules, record.schedules, sure, record.ratios)
+        kept = {**rival.ratios, **{first: ratios[first] for first in sure}}
+        better = self._compete(self._record(schedules, again, kept, leads=True))
+        if schedules == record.schedules:
+            return better
+        self._note(better)
+        return record
+
+    def _compete(self, record: Record) -> Record:
+        """The leader of a layout, ahead of all others perhaps: only a race with the best of them says so."""
+        best = self.best
+        if best is None or self._layout(best) == self._layout(record):
+            return replace(record, beats=True)
+        if (record.ratio or 1.0) >= (best.ratio or 1.0) * (1 - LEAST_GAIN):
+            return record
+        seen = self.judge.trial(self.kernel, record.schedules, best.schedules)
+        if seen.status != "ok" or seen.against is None:
+            return self._record(record.schedules, seen)
+        beats = compare(seen.samples, seen.against).wins
+        return self._record(record.schedules, seen, _chained(best, seen), leads=True, beats=beats)
+
+    def _record(
+        self,
+        schedules: Schedules,
+        seen: Measurement,
+        ratios: Mapping[int, float] | None = None,
+        leads: bool = False,
+        beats: bool = False,
+    ) -> Record:
+        (_, schedule), *larger = schedules.items()
+        record = Record(
+            self.kernel,
+            self.fingerprint,
+            dict(schedule),
+            seen.status,
+            seen.reason,
+            seen.samples,
+            beats=beats,
+            versions=self.versions,
+            larger={first: dict(schedule) for first, schedule in larger},
+            leads=leads,
+        )
+        return _timed(record, ratios) if ratios else record
+
+
+def _timed(record: Record, ratios: Mapping[int, float]) -> Record:
+    return replace(record, ratios=dict(sorted(ratios.items())), ratio=geometric_mean(ratios.values()))
+
+
+def _chained(rival: Record, seen: Measurement) -> dict[int, float]:
+    """The candidate's times over the default's: over its rival's, as just seen, times the rival's."""
+    assert seen.against is not None
+    return {
+        first: rival.ratios.get(first, rival.ratio or 1.0) * ratio.value
+        for first, ratio in by_bucket(seen.samples, seen.against).items()
+    }
+
+
+def spliced(old: Schedules, new: Schedules, wins: Collection[int], buckets: Iterable[int]) -> Schedules:
+    """The old schedules but for the buckets that the new ones win.
+
+    buckets are all that were timed: calls between them go with those of fewer tokens.
+    """
+    now = {}
+    for first in sorted(buckets):
+        schedules = new if first in wins else old
+        now[first] = schedules[serving(schedules, first)]
+    return merged({BUCKETS[0]: now[min(now)], **now})
