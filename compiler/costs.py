@@ -6,7 +6,10 @@ import math
 
 import sympy
 
-from .ir import DTYPES, Graph, Node, Type
+from .ir import DTYPES, Graph, Node, Type, Value
+from .onnx_graph import frontier
+from .ops.quantize import QUANTIZE
+from .slices import nbytes
 
 GROUPED = {"grouped_mm": 1, "grouped_matmul": 3}  # op -> its operand with one matrix for each expert
 
@@ -23,20 +26,20 @@ def active_bytes(graph: Graph) -> int:
 
     For a graph whose weights are not packed yet, so that what a layout keeps twice counts once.
     """
-    sources: dict[Node, frozenset[Node]] = {}
-    shares: dict[Node, float] = {}
+    stored = set(frontier(graph))
+    shares: dict[Value, float] = {}
     for node in graph:
-        if node.op.name == "constant":
-            sources[node] = frozenset({node})
-        elif node.op.name == "literal" or (
-            node.inputs and all(value.node in sources for value in node.inputs)
-        ):
-            sources[node] = frozenset().union(*(sources[value.node] for value in node.inputs))
-        else:
+        if any(value not in stored for value in node.inputs):
             for position, value in enumerate(node.inputs):
-                for source in sources.get(value.node, ()):
-                    shares[source] = max(shares.get(source, 0.0), _share(node, position))
-    return sum(math.ceil(share * _bytes(source.types[0])) for source, share in shares.items())
+                if value in stored:
+                    shares[value] = max(shares.get(value, 0.0), _share(node, position))
+    return sum(math.ceil(share * _stored(value)) for value, share in shares.items())
+
+
+def _stored(value: Value) -> float:
+    """Bytes of a weight once it is packed: codes take their bits."""
+    packed = value.node.attrs["bits"] / 8 if value.op is QUANTIZE and value.index == 0 else 1
+    return nbytes(value.type) * packed
 
 
 def _share(node: Node, position: int) -> float:
@@ -59,7 +62,3 @@ def _chosen(node: Node) -> float:
 def _row(type: Type) -> int:
     """Bytes of one of a cache's rows [B, h, L, d]."""
     return int(type.shape[1]) * int(type.shape[3]) * int(DTYPES[type.dtype].itemsize)
-
-
-def _bytes(type: Type) -> int:
-    return math.prod(int(dim) for dim in type.shape) * int(DTYPES[type.dtype].itemsize)

@@ -10,12 +10,16 @@ from itertools import accumulate, pairwise
 
 from ..compiler.ir import Graph, Miss, Node, Value
 from ..compiler.ops.dense import LINEAR
+from ..compiler.ops.latent import LATENT_ATTENTION
 from ..compiler.ops.norm import RMS_NORM
 from ..compiler.ops.shape import CONCAT, SLICE
 from .layout import is_weight
 from .match import last_slice
 
 MAKES = (CONCAT,)
+
+# Ops that a kernel gives columns of something wider for their first operand.
+READ_COLUMNS = (RMS_NORM, LATENT_ATTENTION)
 
 
 def merge_projections(graph: Graph, misses: list[Miss]) -> Graph:
@@ -42,11 +46,11 @@ def projects(node: Node, x: Value) -> bool:
 
 
 def read_by_columns(value: Value, users: Mapping[Value, Iterable[Node]]) -> bool:
-    """Whether norms and slices are all that reads the value."""
+    """Whether norms, slices and latent attention's queries are all that reads the value."""
     readers = list(users.get(value, ()))
     slices = [user for user in readers if last_slice(user[0]) is not None]
-    norms = [user for user in readers if user.op is RMS_NORM and user.inputs[0] == value]
-    return 0 < len(readers) == len(slices) + len(norms)
+    others = [user for user in readers if user.op in READ_COLUMNS and user.inputs[0] == value]
+    return 0 < len(readers) == len(slices) + len(others)
 
 
 def merged(x: Value, siblings: Sequence[Node]) -> dict[Value, Value]:

@@ -11,7 +11,7 @@ from ...compiler.ir import FLOATS, Node, Op, Value
 from ...compiler.ops.attention import SDPA
 from ...compiler.ops.cache import APPEND, CAUSAL_MASK, FILLED
 from ...compiler.ops.dense import LINEAR
-from ...compiler.ops.elementwise import ADD
+from ...compiler.ops.elementwise import ADD, CAST
 from ...compiler.ops.latent import LATENT_ATTENTION
 from ...compiler.ops.norm import RMS_NORM, ROTARY
 from ...compiler.ops.routing import COMBINE, GROUPED_MATMUL, PERMUTE, SWIGLU, TOP_K_GATE
@@ -77,8 +77,13 @@ def rms_norm(node: Node, users: Users) -> Cluster | None:
     if node.op is not RMS_NORM or not in_f32(node) or not is_weight(node.inputs[1]):
         return None
     x, w = node.inputs
+    return Cluster("rms_norm", (columns_of(x), w), node.values)
+
+
+def columns_of(x: Value) -> Value:
+    """What x is some neighbouring columns of, or itself."""
     part = last_slice(x)
-    return Cluster("rms_norm", (part[0] if part and part[3] == 1 else x, w), node.values)
+    return part[0] if part and part[3] == 1 else x
 
 
 def rotary(node: Node, users: Users) -> Cluster | None:
@@ -101,6 +106,17 @@ def top_k_gate(node: Node, users: Users) -> Cluster | None:
     """With or without a bias for each expert."""
     fits = node.op is TOP_K_GATE and in_f32(node) and all(map(is_weight, node.inputs[1:]))
     return Cluster("top_k_gate", node.inputs, node.values) if fits else None
+
+
+def route(node: Node, users: Users) -> Cluster | None:
+    """From tokens to rows by expert: the router's product, its gate, and the choices sorted."""
+    gate = node.inputs[0].node if node.op is PERMUTE else None
+    if gate is None or not top_k_gate(gate, users) or node.inputs[0] != gate[0]:
+        return None
+    logits, *bias = gate.inputs
+    if not is_linear(logits.node):
+        return None
+    return Cluster("route", (*logits.node.inputs, *bias), (*node.values, gate[1]))
 
 
 def grouped_swiglu(node: Node, users: Users) -> Cluster | None:
@@ -135,12 +151,22 @@ def grouped_combine_add(node: Node, users: Users) -> Cluster | None:
     return None
 
 
+def grouped_combine_in_place(node: Node, users: Users) -> Cluster | None:
+    """The same in the shape that the tokens have, such as [B,T,H]."""
+    total = node.inputs[0] if node.op is RESHAPE and sole(node.inputs[0], users) else None
+    if total is None or not (inner := grouped_combine_add(total.node, users)):
+        return None
+    *operands, base = inner.operands
+    base = peel(base, RESHAPE)
+    return Cluster(inner.kind, (*operands, base), node.values) if base.type == node.types[0] else None
+
+
 def latent_write(node: Node, users: Users) -> Cluster | None:
     """The latent normed and the shared key rotated, into their caches, from columns of one projection."""
-    if node.op is not APPEND or node.inputs[0].shape[1] != 1:
+    if not is_append(node) or node.inputs[0].shape[1] != 1:
         return None
     latents, rows, mask = node.inputs
-    norm = peel(rows, RESHAPE).node
+    norm = peel(rows, RESHAPE, CAST).node
     if norm.op is not RMS_NORM or not in_f32(norm) or not is_weight(norm.inputs[1]):
         return None
     part = last_slice(norm.inputs[0])
@@ -149,9 +175,16 @@ def latent_write(node: Node, users: Users) -> Cluster | None:
     wide, _, end, _ = part
     for write in appended(wide, end, users):
         keys, rows, same = write.inputs
-        turned = peel(rows, RESHAPE).node
+        turned = peel(rows, RESHAPE, CAST).node
         cos, sin = angles(turned)
-        if cos and sin and same == mask and keys.shape[1] == 1 and starts_at(turned.inputs[0], wide, end):
+        if (
+            cos
+            and sin
+            and same == mask
+            and keys.type.dtype == latents.type.dtype
+            and keys.shape[1] == 1
+            and starts_at(turned.inputs[0], wide, end)
+        ):
             operands = (wide, norm.inputs[1], cos, sin, latents, keys, mask)
             return Cluster("latent_write", operands, (node[0], write[0]))
     return None
@@ -175,10 +208,38 @@ def starts_at(value: Value, wide: Value, start: int) -> bool:
 
 
 def latent_attention(node: Node, users: Users) -> Cluster | None:
-    """With rotation only."""
+    """With rotation only; queries may be columns of something wider."""
     if node.op is not LATENT_ATTENTION or not in_f32(node) or node.attrs["pairs_in"] == "none":
         return None
-    return Cluster("latent_attention", node.inputs, node.values) if is_weight(node.inputs[-1]) else None
+    q, cos, sin, latents, keys, mask, w = node.inputs
+    caches = in_cache(latents), in_cache(keys)
+    if not is_weight(w) or caches[0].type.dtype != caches[1].type.dtype:
+        return None
+    return Cluster("latent_attention", (columns_of(q), cos, sin, *caches, mask, w), node.values)
+
+
+def in_cache(value: Value) -> Value:
+    """A value as a cache stores it, which may be as bf16."""
+    stored = value.node.inputs[0] if made_by(value, CAST) else value
+    return stored if stored.type.dtype == "bf16" else value
+
+
+def is_append(node: Node) -> bool:
+    """New rows in f32 for a cache of f32 or bf16."""
+    if node.op is not APPEND:
+        return False
+    rows = node.inputs[1]
+    return in_f32(node) or (
+        rows.type.dtype == "bf16" and made_by(rows, CAST) and in_f32(rows.node.inputs[0].node)
+    )
+
+
+def append(node: Node, users: Users) -> Cluster | None:
+    """Any new rows; a narrow cache rounds them."""
+    if not is_append(node):
+        return None
+    past, rows, mask = node.inputs
+    return Cluster("append", (past, rows if in_f32(node) else rows.node.inputs[0], mask), node.values)
 
 
 def attention(node: Node, users: Users) -> Cluster | None:
@@ -192,15 +253,18 @@ def attention(node: Node, users: Users) -> Cluster | None:
     mask = causal.node.inputs[0]
     if not keys.node.inputs[1] == values.node.inputs[1] == mask:
         return None
-    return Cluster("attention", (q, keys.node.inputs[0], values.node.inputs[0], mask), node.values)
+    caches = in_cache(keys.node.inputs[0]), in_cache(values.node.inputs[0])
+    return Cluster("attention", (q, *caches, mask), node.values)
 
 
 CLAIMS: tuple[Claim, ...] = (
     latent_write,
     latent_attention,
     attention,
+    grouped_combine_in_place,
     grouped_combine_add,
     grouped_combine,
+    route,
     grouped_swiglu,
     linear_swiglu,
     linear_add,
@@ -209,5 +273,5 @@ CLAIMS: tuple[Claim, ...] = (
     rotary,
     top_k_gate,
     alone(PERMUTE),
-    alone(APPEND),
+    append,
 )

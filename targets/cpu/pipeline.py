@@ -11,6 +11,8 @@ from ...passes.partition import Partition
 from ...passes.projections import merge_projections
 from ...passes.residual import gather_residuals
 from ...passes.routing import fuse_gate, lower_routing
+from ...passes.rows import drop_flattening
+from ...passes.shared import join_shared
 from .claims import CLAIMS
 
 PASSES: tuple[Pass, ...] = (
@@ -23,6 +25,8 @@ PASSES: tuple[Pass, ...] = (
     fold,
     merge_projections,
     gather_residuals,
+    drop_flattening,
+    join_shared,
     fold,
     Partition(CLAIMS),
 )

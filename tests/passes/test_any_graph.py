@@ -8,12 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from moec.compiler.ir import B, Graph, T, Value
+from moec.compiler.ir import B, Graph, T, Value, make
 from moec.compiler.ops.dense import LINEAR
 from moec.compiler.ops.elementwise import ADD, COS, DIV, MUL, NEG, POW, RSQRT, SIGMOID, SILU, SIN, SQRT, SUB
 from moec.compiler.ops.norm import RMS_NORM
 from moec.compiler.ops.reduce import MEAN, SOFTMAX
-from moec.compiler.ops.routing import SWIGLU
+from moec.compiler.ops.routing import COMBINE, GROUPED_MATMUL, PERMUTE, SWIGLU, TOP_K_GATE
 from moec.compiler.ops.shape import CONCAT, RESHAPE, SLICE, TRANSPOSE
 from moec.compiler.ops.sources import CONSTANT, INPUT, scalar
 from moec.compiler.pipeline import run
@@ -52,6 +52,27 @@ def viewed(a: Value, b: Value, n: int) -> Value:
     return RESHAPE(TRANSPOSE(NEG(split) if n % 2 else split, perm=(0, 2, 1, 3)), shape=(B, T, WIDTH))
 
 
+def chosen(a: Value, b: Value, n: int) -> Value:
+    """Two of three experts and a shared one, or nearly that: of another width, or reading another value."""
+    flat = RESHAPE(a, shape=(B * T, WIDTH))
+    ids, weights = make(
+        TOP_K_GATE,
+        LINEAR(flat, weight(n, 3, WIDTH)),
+        scores="softmax",
+        k=2,
+        normalise=True,
+        eps=0.0,
+        scale=1.0,
+    ).values
+    order, ends = make(PERMUTE, ids, experts=3).values
+    rows = GROUPED_MATMUL(flat, order, ends, weight(n, 3, 4, WIDTH), share=2)
+    y = GROUPED_MATMUL(SWIGLU(rows), order, ends, weight(n, 3, WIDTH, 2), share=0)
+    routed = RESHAPE(COMBINE(y, order, weights), shape=(B, T, WIDTH))
+    width = 2 + n
+    wide = SWIGLU(LINEAR(a if n < 2 else b, weight(n, 2 * width, WIDTH)))
+    return ADD(routed, LINEAR(wide, weight(n, WIDTH, width)))
+
+
 # Each makes one value [B,T,WIDTH] of two, and of a number that picks weights and variants.
 PIECES: tuple[Callable[[Value, Value, int], Value], ...] = (
     lambda a, b, n: ADD(a, b),
@@ -67,6 +88,7 @@ PIECES: tuple[Callable[[Value, Value, int], Value], ...] = (
     normed,
     turned,
     viewed,
+    chosen,
 )
 
 

@@ -16,8 +16,9 @@ from layers import (
     ROPE,
     VALUE,
     WIDTH,
-    count,
+    apart,
     decoder,
+    running,
 )  # fmt: skip
 
 from moec.compiler.ops.region import REGION
@@ -29,7 +30,8 @@ from moec.targets.cpu.lower import DIMS, REALS, SIZES, kernel_of, layout_of
 from moec.targets.cpu.pipeline import PASSES
 
 MODELS = {latent: run(decoder(latent=latent), PASSES)[0] for latent in (True, False)}
-KERNELS = {kernel_of(node) for graph in MODELS.values() for node in graph if node.op is REGION}
+GRAPHS = (*MODELS.values(), run(apart(), PASSES)[0])
+KERNELS = {kernel_of(node) for graph in GRAPHS for node in graph if node.op is REGION}
 
 
 @pytest.mark.parametrize(
@@ -38,14 +40,17 @@ KERNELS = {kernel_of(node) for graph in MODELS.values() for node in graph if nod
         ("linear", (HIDDEN, Q_LORA + LATENT + ROPE), ()),
         ("linear_add", (HEADS * VALUE, HIDDEN), ()),
         ("linear_swiglu", (HIDDEN, 2 * WIDTH), ()),
+        ("grouped_swiglu", (HIDDEN, 2 * WIDTH, EXPERTS + 1, CHOSEN + 1), ()),
         ("grouped_swiglu", (HIDDEN, 2 * WIDTH, EXPERTS, CHOSEN), ()),
-        ("grouped_combine", (WIDTH, HIDDEN, EXPERTS, CHOSEN, 1), ()),
+        ("grouped_combine", (WIDTH, HIDDEN, EXPERTS + 1, CHOSEN + 1, 2), ()),
+        ("grouped_combine", (WIDTH, HIDDEN, EXPERTS, CHOSEN, 0), ()),
         ("rms_norm", (HIDDEN, HIDDEN, 0), (1e-6,)),
         ("rms_norm", (Q_LORA, Q_LORA + LATENT + ROPE, 0), (1e-6,)),
-        ("top_k_gate", (EXPERTS, CHOSEN, 1, 1, 1, 0, 1, 1), (1e-20, 2.5)),
+        ("top_k_gate", (EXPERTS, CHOSEN, 1, 1, 1, 0, 1, 1, 0), (1e-20, 2.5)),
+        ("route", (HIDDEN, EXPERTS, CHOSEN, 1, 1, 1, 0, 1, 1, 1), (1e-20, 2.5)),
         ("permute", (EXPERTS, CHOSEN), ()),
         ("latent_write", (LATENT, ROPE, Q_LORA + LATENT + ROPE, Q_LORA, 0, 1), (1e-6,)),
-        ("latent_attention", (HEADS, NOPE, ROPE, LATENT, VALUE, 0, 1), (0.3,)),
+        ("latent_attention", (HEADS, NOPE, ROPE, LATENT, VALUE, 0, 1, HEADS * (NOPE + ROPE), 0), (0.3,)),
         ("append", (1, ROPE), ()),
         ("rotary", (ROPE, 1, 1), ()),
         ("attention", (HEADS, 1, ROPE, ROPE), (0.5,)),
@@ -63,7 +68,7 @@ def test_every_kind_is_met_and_known() -> None:
 
 def test_one_kernel_has_one_meaning() -> None:
     meanings: dict[Kernel, set[str]] = {}
-    for graph in MODELS.values():
+    for graph in GRAPHS:
         for node in graph:
             if node.op is REGION:
                 ops = [inner.op.name for inner in node.attrs["body"] if inner.inputs]
@@ -84,22 +89,16 @@ def test_what_a_model_becomes(golden: Callable[[str], None]) -> None:
     golden(show(MODELS[True]))
 
 
-def test_a_decode_layer_is_fifteen_regions() -> None:
-    per_layer = count(run(decoder(3), PASSES)[0])
-    for kind, amount in count(run(decoder(2), PASSES)[0]).items():
-        per_layer[kind] -= amount
-    per_layer = {kind: amount for kind, amount in per_layer.items() if amount}
-    assert per_layer.pop("concat") == 1  # of weights
-    assert per_layer.pop("reshape") == 3  # to rows of tokens and back
-    assert per_layer == {
-        "rms_norm": 3,
-        "linear": 3,
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_layer_is_nine_kernels_and_two_more_where_queries_are_low_rank(lora: bool) -> None:
+    two, three = (running(run(decoder(layers, lora), PASSES)[0]) for layers in (2, 3))
+    assert {kind: amount - two[kind] for kind, amount in three.items() if amount != two[kind]} == {
+        "rms_norm": 2 + lora,
+        "linear": 1 + lora,
         "latent_write": 1,
         "latent_attention": 1,
-        "linear_add": 2,
-        "top_k_gate": 1,
-        "permute": 1,
+        "linear_add": 1,
+        "route": 1,
         "grouped_swiglu": 1,
-        "linear_swiglu": 1,
         "grouped_combine": 1,
     }

@@ -27,7 +27,7 @@ def kernel(kind: str, eps: float | None = None, scale: float | None = None, **si
 
 @cache
 def bench(kernel: Kernel, level: isa.Isa) -> Bench:
-    return Device(level.name, 2).bench(kernel, space(kernel, level).default)
+    return Device(level.name, 2).bench(kernel, space(kernel, level).defaults)
 
 
 def check(kernel: Kernel, level: isa.Isa) -> None:
@@ -109,6 +109,7 @@ def test_latent_write_without_rotation() -> None:
 
 def test_latent_attention_without_rotation() -> None:
     sizes = {"heads": 4, "nope": 12, "rope": 8, "latent": 16, "value": 10, "pairs_in": 2, "pairs_out": 2}
+    sizes |= {"width": 80, "start": 0}
     without = kernel("latent_attention", scale=0.3, **sizes)
     built = bench(without, HERE[0])
     operands = built.feeds(5)
@@ -145,7 +146,7 @@ def run_without(built: Bench, arrays: Any, absent: tuple[int, ...], outputs: int
     given = {f"x{i}": array for i, array in enumerate(arrays) if i not in absent}
     names = ["" if i in absent else f"x{i}" for i in range(len(arrays))]
     results = [f"y{i}" for i in range(outputs)]
-    node = helper.make_node(op_name(built.kernel, built.schedule), names, results, domain="moec")
+    node = helper.make_node(op_name(built.kernel, built.schedules), names, results, domain="moec")
     declared = [helper.make_tensor_value_info(name, types[a.dtype.kind], None) for name, a in given.items()]
     floats = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in results]
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("moec", 1)]
@@ -161,12 +162,17 @@ def run_without(built: Bench, arrays: Any, absent: tuple[int, ...], outputs: int
 
 
 GATES = (
-    {"experts": 64, "k": 6, "groups": 1, "keep": 1, "sigmoid": 0, "top2": 0, "normalise": 0, "bias": 0},
-    {"experts": 256, "k": 8, "groups": 8, "keep": 4, "sigmoid": 1, "top2": 1, "normalise": 1, "bias": 1},
-    {"experts": 160, "k": 6, "groups": 8, "keep": 3, "sigmoid": 0, "top2": 0, "normalise": 0, "bias": 0},
-    {"experts": 7, "k": 7, "groups": 1, "keep": 1, "sigmoid": 1, "top2": 0, "normalise": 1, "bias": 0},
-    {"experts": 4, "k": 1, "groups": 4, "keep": 2, "sigmoid": 0, "top2": 1, "normalise": 1, "bias": 1},
-)
+    {"experts": 64, "k": 6, "groups": 1, "keep": 1, "sigmoid": 0,
+     "top2": 0, "normalise": 0, "bias": 0, "shared": 0},
+    {"experts": 256, "k": 8, "groups": 8, "keep": 4, "sigmoid": 1,
+     "top2": 1, "normalise": 1, "bias": 1, "shared": 1},
+    {"experts": 160, "k": 6, "groups": 8, "keep": 3, "sigmoid": 0,
+     "top2": 0, "normalise": 0, "bias": 0, "shared": 0},
+    {"experts": 7, "k": 7, "groups": 1, "keep": 1, "sigmoid": 1,
+     "top2": 0, "normalise": 1, "bias": 0, "shared": 2},
+    {"experts": 4, "k": 1, "groups": 4, "keep": 2, "sigmoid": 0,
+     "top2": 1, "normalise": 1, "bias": 1, "shared": 1},
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("sizes", GATES, ids=lambda sizes: str(sizes["experts"]))
@@ -198,9 +204,10 @@ def test_logits_that_are_no_numbers_choose_experts_that_exist() -> None:
     built = bench(kernel("top_k_gate", eps=1e-20, scale=2.5, **GATES[1]), HERE[0])
     logits = np.full((3, 256), np.nan, np.float32)
     logits[1, ::2] = 1
-    like = [np.zeros((3, 8), np.int64), np.zeros((3, 8))]
+    like = [np.zeros((3, 9), np.int64), np.zeros((3, 9))]
     ids = built.run([logits, np.zeros(256, np.float32)], like)[0]
-    assert all(len(set(row)) == 8 and 0 <= min(row) and max(row) < 256 for row in ids.tolist())
+    assert (ids[:, 8] == 256).all()  # the shared one
+    assert all(len(set(row)) == 8 and 0 <= min(row) and max(row) < 256 for row in ids[:, :8].tolist())
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from tvm.script import tirx as T
 from ...base import Kernel, Schedule
 from ..isa import Isa
 from .exponential import exp, sigmoid
-from .matmul import divisor
+from .matmul import divisor, tiles
 
 
 def sigmoid_scores(symbol: str, experts: int, lanes: int) -> Any:
@@ -65,8 +65,18 @@ def softmax_scores(symbol: str, experts: int, lanes: int) -> Any:
 
 def gate(kernel: Kernel, schedule: Schedule, isa: Isa, prefix: str) -> Sequence[Any]:
     """In the order of runtime/routing.cc."""
-    scores = sigmoid_scores if kernel["sigmoid"] else softmax_scores
-    return [scores(f"{prefix}_scores", kernel["experts"], isa.lanes)]
+    return [scores(kernel, kernel["experts"], isa, prefix)]
+
+
+def route(kernel: Kernel, schedule: Schedule, isa: Isa, prefix: str) -> Sequence[Any]:
+    """The linear layer's tiles by their heights, then the gate's scores."""
+    return [*tiles(kernel, schedule, isa, prefix), scores(kernel, kernel["n"], isa, prefix)]
+
+
+def scores(kernel: Kernel, experts: int, isa: Isa, prefix: str) -> Any:
+    """A function (logits, p, rows): the scores that the gate chooses by."""
+    make = sigmoid_scores if kernel["sigmoid"] else softmax_scores
+    return make(f"{prefix}_scores", experts, isa.lanes)
 
 
 def nothing(kernel: Kernel, schedule: Schedule, isa: Isa, prefix: str) -> Sequence[Any]:
@@ -76,6 +86,7 @@ def nothing(kernel: Kernel, schedule: Schedule, isa: Isa, prefix: str) -> Sequen
 
 BUILDERS: Mapping[str, Callable[[Kernel, Schedule, Isa, str], Sequence[Any]]] = {
     "top_k_gate": gate,
+    "route": route,
     "permute": nothing,
     "append": nothing,
 }

@@ -80,19 +80,36 @@ void rotary(Call& call) {
 
 // --- caches [B, h, L, d]: rows go to S .. S+T-1, S+T being what the mask [B, S+T] covers ---------------------
 
+// Numbers into a cache of float32 or bfloat16, from its element `at` on.
+void put(void* cache, Type type, int64_t at, const float* from, int64_t count) {
+  if (type == F32) {
+    memcpy(static_cast<float*>(cache) + at, from, count * sizeof(float));
+    return;
+  }
+  uint16_t* to = static_cast<uint16_t*>(cache) + at;
+  for (int64_t i = 0; i < count; ++i) {
+    uint32_t bits;
+    memcpy(&bits, from + i, sizeof bits);
+    const bool number = (bits & 0x7fffffff) <= 0x7f800000;  // rounding may carry into infinity, never past it
+    to[i] = uint16_t(number ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : bits >> 16 | 0x40);
+  }
+}
+
 // Everything but the new rows, when the runtime gave another buffer. False after call.fail.
-bool keep_old(Call& call, const Tensor& past, float* present, int64_t start, int64_t tokens) {
-  if (present == past.data) return true;
-  if (past.as<float>() < present + past.size() && present < past.as<float>() + past.size())
+bool keep_old(Call& call, const Tensor& past, void* to, Type type, int64_t start, int64_t tokens) {
+  if (to == past.data) return true;
+  const int64_t room = past.shape[2], row_bytes = past.shape[3] * (type == F32 ? 4 : 2);
+  const char* old = past.as<char>();
+  char* present = static_cast<char*>(to);
+  if (old < present + past.rows() * row_bytes && present < old + past.rows() * row_bytes)
     return call.fail("a cache and its successor overlap; they must be one buffer or have nothing in common"), false;
-  const int64_t room = past.shape[2], width = past.shape[3];
-  by_rows(call, past.rows(), width, kCopyElements, [&](int64_t first, int64_t last) {
+  by_rows(call, past.rows(), past.shape[3], kCopyElements, [&](int64_t first, int64_t last) {
     while (first < last) {
       const int64_t row = first % room;
       int64_t stop = row < start ? start : room;
       stop = std::min(last, first - row + stop);
       if (row < start || row >= start + tokens)
-        memcpy(present + first * width, past.as<float>() + first * width, (stop - first) * width * sizeof(float));
+        memcpy(present + first * row_bytes, old + first * row_bytes, (stop - first) * row_bytes);
       else
         stop = std::min(last, first - row + start + tokens);
       first = stop;
@@ -110,13 +127,13 @@ void append(Call& call) {
     if (rows.shape[axis] != past.shape[axis])
       return call.fail("new rows are %lld long on axis %d where the cache is %lld", (long long)rows.shape[axis], axis,
                        (long long)past.shape[axis]);
-  auto present = static_cast<float*>(call.out(0, past.shape, past.rank));
+  const Type type = call.row.kind->input_types[0];
+  void* present = call.out(0, past.shape, past.rank);
   if (!present) return;
-  if (!keep_old(call, past, present, start, tokens) || !tokens) return;
+  if (!keep_old(call, past, present, type, start, tokens) || !tokens) return;
   by_rows(call, rows.rows(), width, kCopyElements, [&](int64_t first, int64_t last) {
     for (int64_t row = first; row < last; ++row)
-      memcpy(present + (row / tokens * room + start + row % tokens) * width, rows.as<float>() + row * width,
-             width * sizeof(float));
+      put(present, type, (row / tokens * room + start + row % tokens) * width, rows.as<float>() + row * width, width);
   });
 }
 
@@ -138,10 +155,13 @@ void latent_write(Call& call) {
       !holds(call, PAST_LATENT, batch * room * c) || !holds(call, PAST_KEYS, batch * room * r) ||
       (turned && !turns(call, COS, batch, tokens, r / 2)))
     return;
-  auto latents = static_cast<float*>(call.out(0, past.shape, past.rank));
-  auto keys = static_cast<float*>(call.out(1, past_keys.shape, past_keys.rank));
-  if (!latents || !keys) return;
-  if (!keep_old(call, past, latents, start, tokens) || !keep_old(call, past_keys, keys, start, tokens)) return;
+  const Type type = call.row.kind->input_types[PAST_LATENT];
+  void* latents = call.out(0, past.shape, past.rank);
+  void* keys = call.out(1, past_keys.shape, past_keys.rank);
+  float* made = call.scratch<float>(batch * tokens * (c + r));
+  if (!latents || !keys || !made) return;
+  if (!keep_old(call, past, latents, type, start, tokens) || !keep_old(call, past_keys, keys, type, start, tokens))
+    return;
   const auto rms = reinterpret_cast<Rms>(call.row.functions[0]);
   const auto rotate = reinterpret_cast<Rotate>(call.row.functions[1]);
   const int64_t angles = angle_step(cos, tokens, r / 2);
@@ -149,17 +169,22 @@ void latent_write(Call& call) {
     for (int64_t row = first; row < last; ++row) {
       const int64_t b = row / tokens, t = row % tokens, to = b * room + start + t;
       const float* x = kv.as<float>() + row * dims[KV_WIDTH] + dims[KV_START];
-      rms(x, call.in(W_NORM).as<float>(), latents + to * c, float(call.row.reals[0]), 1, int32_t(c), int32_t(c));
+      float *latent = made + row * (c + r), *key = latent + c;
+      rms(x, call.in(W_NORM).as<float>(), latent, float(call.row.reals[0]), 1, int32_t(c), int32_t(c));
       const int64_t angle = (b * angles + t) * (r / 2);
-      if (turned) rotate(x + c, cos.as<float>() + angle, call.in(SIN).as<float>() + angle, keys + to * r);
-      else memcpy(keys + to * r, x + c, r * sizeof(float));
+      if (turned) rotate(x + c, cos.as<float>() + angle, call.in(SIN).as<float>() + angle, key);
+      put(latents, type, to * c, latent, c);
+      put(keys, type, to * r, turned ? key : x + c, r);
     }
   });
 }
 
 constexpr Type floats[] = {F32, F32, F32};
 constexpr Type append_inputs[] = {F32, F32, I64};
+constexpr Type append_bf16_inputs[] = {BF16, F32, I64};
 constexpr Type write_inputs[] = {F32, F32, F32, F32, F32, F32, I64};
+constexpr Type write_bf16_inputs[] = {F32, F32, F32, F32, BF16, BF16, I64};
+constexpr Type bf16_outputs[] = {BF16, BF16};
 
 }  // namespace
 
@@ -167,8 +192,12 @@ namespace kind {
 extern const Kind rms_norm = {"rms_norm", 2, 2, 1, floats, floats, moec::rms_norm};
 extern const Kind rotary = {"rotary", 3, 3, 1, floats, floats, moec::rotary};
 extern const Kind append = {"append", 3, 3, 1, append_inputs, floats, moec::append, in_place<0, 0>};
+extern const Kind append_over_bf16 = {"append_over_bf16", 3, 3, 1, append_bf16_inputs, bf16_outputs, moec::append,
+                                      in_place<0, 0>};
 // Without rotation cos and sin are absent.
 extern const Kind latent_write = {"latent_write", 2, 7, 2, write_inputs, floats, moec::latent_write,
                                   in_place<PAST_LATENT, 0, PAST_KEYS, 1>};
+extern const Kind latent_write_over_bf16 = {"latent_write_over_bf16", 2, 7, 2, write_bf16_inputs, bf16_outputs,
+                                            moec::latent_write, in_place<PAST_LATENT, 0, PAST_KEYS, 1>};
 }  // namespace kind
 }  // namespace moec
