@@ -1,4 +1,4 @@
-# make demo | test | bench: each makes the environment first if there is none. Nothing else is needed but python3.
+# make demo | test | bench-cpu: each makes the environment first if there is none. Nothing else is needed but python3.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,7 +9,7 @@ COMMA := ,
 EXTRAS := dev$(if $(COMPILERS),,$(COMMA)toolchain)
 DEMO := build/demo
 
-.PHONY: demo test bench environment
+.PHONY: demo test bench-cpu environment
 
 demo: $(STAMP)
 	$(BIN)/moec compile examples/deepseek_small --random-weights 0 --target cpu --budget 30s --force -o $(DEMO)
@@ -22,9 +22,10 @@ test: $(STAMP)
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/pytest
 
-bench: $(STAMP)
-	$(BIN)/python -m pip install --quiet -e '.[bench]'
-	$(BIN)/python -m tests.benchmarks.run
+# Takes hours and 20 GB of disk the first time. SECTIONS="moe lite" runs some of it.
+bench-cpu: $(STAMP)
+	$(BIN)/python -m pip install --quiet -e '.[bench,llama]'
+	$(BIN)/python -m tests.benchmarks.run $(SECTIONS)
 
 environment: $(STAMP)
 

@@ -6,17 +6,16 @@ import ctypes
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from .runner import Artifact
+from .ir import Array
+from .runner import Artifact, BadRequest
 
-READ_BYTES = 256 << 20  # far more than any cache holds
-MOST_ROWS = 1 << 16
+READ_BYTES = 512 << 20  # far more than any cache holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +45,7 @@ def bench(artifact: Artifact, prompt: int, new: int, batch: int, threads: int, r
 
     Raises BadRequest where the model has fewer positions.
     """
-    random = np.random.default_rng(0).integers(0, artifact.vocabulary, (batch, prompt))
-    ids, _ = artifact.prompt(random, new=new)
+    ids = random_prompt(artifact, prompt, new, batch)
     times = [_once(artifact, ids, new) for _ in range(1 + runs)][1:]
     prefill, decode, read = (statistics.median(column) for column in zip(*times))
     ceiling = read_bandwidth(threads)
@@ -68,18 +66,31 @@ def bench(artifact: Artifact, prompt: int, new: int, batch: int, threads: int, r
     )
 
 
-def _once(artifact: Artifact, ids: Any, new: int) -> tuple[float, float, float]:
-    """Seconds of the prompt, seconds of the new tokens, and bytes of weights read for those."""
-    count = counter(artifact)
+def random_prompt(artifact: Artifact, prompt: int, new: int, batch: int) -> Array:
+    """Token ids i64 [batch, prompt]. Raises BadRequest where `new` more do not fit the model."""
+    ids = np.random.default_rng(0).integers(0, artifact.vocabulary, (batch, prompt))
+    return artifact.prompt(ids, new=new)[0]
+
+
+def steps(artifact: Artifact, ids: Array, new: int) -> Iterator[None]:
+    """Runs the prompt i64 [B, T], then greedily `new` tokens one by one; stops after each of these steps."""
     cache = artifact.cache(len(ids), ids.shape[1] + new)
     mask = np.ones((len(ids), ids.shape[1] + new), np.int64)
+    for end in range(ids.shape[1], ids.shape[1] + new + 1):
+        logits = artifact.step(ids, mask[:, :end], cache)
+        ids = np.argmax(logits[:, -1:], axis=-1)
+        yield
+
+
+def _once(artifact: Artifact, ids: Array, new: int) -> tuple[float, float, float]:
+    """Seconds of the prompt, seconds of the new tokens, and bytes of weights read for those."""
+    walk = steps(artifact, ids, new)
     started = time.perf_counter()
-    logits = artifact.step(ids, mask[:, : ids.shape[1]], cache)
-    between, before = time.perf_counter(), count()
-    for position in range(ids.shape[1], ids.shape[1] + new):
-        token = np.argmax(logits[:, -1:], axis=-1)
-        logits = artifact.step(token, mask[:, : position + 1], cache)
-    return between - started, time.perf_counter() - between, count() - before
+    next(walk)
+    between, before = time.perf_counter(), weights_read(artifact)
+    for _ in walk:
+        pass
+    return between - started, time.perf_counter() - between, weights_read(artifact) - before
 
 
 class Counter(ctypes.Structure):
@@ -90,38 +101,50 @@ class Counter(ctypes.Structure):
         ("kind", ctypes.c_char_p),
         ("calls", ctypes.c_uint64),
         ("weight_bytes", ctypes.c_uint64),
+        ("nanoseconds", ctypes.c_uint64),
     )
 
 
 def counters(artifact: Artifact) -> list[Counter]:
-    """The counts of every kernel of the artifact; none where it has no library."""
+    """The counts of every kernel of the artifact; none where it has no library. Raises BadRequest."""
     library = artifact.manifest.target.get("library")
     if not library:
         return []
-    read = ctypes.CDLL(
-        str(artifact.folder / library)
-    ).moec_counters  # the library that the session has loaded
+    loaded = ctypes.CDLL(str(artifact.folder / library))  # the one that the session has
+    try:
+        read = loaded.moec_counts
+    except AttributeError:
+        raise BadRequest(f"{artifact.folder} counts as another moec did: compile the model again") from None
     read.restype, read.argtypes = ctypes.c_size_t, (ctypes.POINTER(Counter), ctypes.c_size_t)
-    table = (Counter * MOST_ROWS)()
-    return list(table[: read(table, MOST_ROWS)])
+    rows = read(None, 0)
+    table = (Counter * rows)()
+    read(table, rows)
+    return list(table)
 
 
-def counter(artifact: Artifact) -> Callable[[], int]:
-    """A function that gives the bytes of weights read so far."""
-    return lambda: sum(each.weight_bytes for each in counters(artifact))
+def weights_read(artifact: Artifact) -> int:
+    """The bytes of weights that kernels have read so far."""
+    return sum(each.weight_bytes for each in counters(artifact))
 
 
-def read_bandwidth(threads: int, runs: int = 5) -> float:
-    """Bytes per second that this machine reads from memory with so many threads, at best."""
-    parts = np.array_split(np.ones(READ_BYTES // 4, np.float32), threads)
+def read_bandwidth(threads: int, runs: int = 7) -> float:
+    """Bytes per second that this machine reads from memory with so many threads, at best.
+
+    A thread compares two equal halves of its part; no loop that numpy has reads as fast as libc's.
+    """
+    half = READ_BYTES // 2 // threads
+    memory = np.ones((threads, 2, half), np.uint8)
+    places = [(each[0].ctypes.data, each[1].ctypes.data) for each in memory]
+    compare = ctypes.CDLL(None).memcmp
+    compare.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 
     def seconds() -> float:
         started = time.perf_counter()
-        list(pool.map(np.max, parts))
+        list(pool.map(lambda place: compare(*place, half), places))
         return time.perf_counter() - started
 
     with ThreadPoolExecutor(threads) as pool:
-        return READ_BYTES / min(seconds() for _ in range(runs))
+        return memory.nbytes / min(seconds() for _ in range(runs))
 
 
 def default_threads() -> int:

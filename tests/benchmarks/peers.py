@@ -12,6 +12,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from moec.compiler.checkpoint import RandomWeights
+from moec.targets.cpu.build import find_compiler
+
+from .absent import Absent, need
 
 
 def eager(folder: Path, seed: int) -> Any:
@@ -27,9 +30,21 @@ def eager(folder: Path, seed: int) -> Any:
     return model
 
 
+def compiled(module: Any, *example: Any) -> Any:
+    """The module by torch.compile, called once with the example. Raises Absent where that fails."""
+    try:
+        find_compiler()
+        made = torch.compile(module)
+        made(*example)
+    except Exception as error:  # whatever the compiler stumbles over
+        raise Absent(f"{type(error).__name__}: {str(error).splitlines()[0]}") from None
+    return made
+
+
 def exported(model: Any, out: Path, threads: int) -> ort.InferenceSession:
-    """transformers.exporters.OnnxExporter's graph of the model, in onnxruntime; written once."""
+    """transformers.exporters.OnnxExporter's graph in onnxruntime; written once. Raises Absent."""
     if not out.exists():
+        need("onnxscript", "bench")
         export(model, out)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads

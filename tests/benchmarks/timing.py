@@ -8,18 +8,22 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 Call = Callable[[], object]
-BURST = 3
+BURST, WARM = 4, 2
+PATIENCE, FEW_ROUNDS = 10.0, 2
 
 
 def interleave(contenders: Mapping[str, Call], rounds: int) -> dict[str, float]:
     """Median seconds of a call of each contender, in `rounds` rounds after a first that is not timed.
 
-    A round calls each a few times and drops the first: idle threads of the one before still spin then.
+    A round calls each a few times and drops the first ones: threads have to wake up, and caches are others'.
+    Whoever has taken PATIENCE seconds drops out after FEW_ROUNDS.
     """
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(1 + rounds):
         for name, call in contenders.items():
-            times = [seconds(call) for _ in range(BURST)][1:]
+            if number > FEW_ROUNDS and sum(samples[name]) > PATIENCE:
+                continue
+            times = [seconds(call) for _ in range(BURST)][WARM:]
             samples[name] += times if number else []
     return {name: statistics.median(times) for name, times in samples.items()}
 
@@ -44,6 +48,18 @@ class Row:
     @property
     def ratio(self) -> float:
         return self.peer_s / self.ours_s
+
+
+@dataclass(frozen=True)
+class Errors:
+    """How far results are from those in float64, by contender: root mean squares, relative."""
+
+    what: str
+    of: Mapping[str, float]
+
+    def __str__(self) -> str:
+        found = ", ".join(f"{name} {error:.2e}" for name, error in self.of.items())
+        return f"{self.what}: error {found}"
 
 
 def rows(what: str, seconds: Mapping[str, float], bars: Mapping[str, float]) -> Iterator[Row]:

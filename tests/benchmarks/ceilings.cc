@@ -1,0 +1,89 @@
+// What one thread of this machine can do at most: read memory, multiply float32, multiply int8.
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+namespace {
+
+#if defined(__AVX512F__)
+using Floats = __m512;
+using Bytes = __m512i;
+Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+Floats all(float x) { return _mm512_set1_ps(x); }
+Bytes load(const void* p) { return _mm512_load_si512(p); }
+Bytes mix(Bytes a, Bytes b) { return _mm512_xor_si512(a, b); }
+Bytes all(int8_t x) { return _mm512_set1_epi8(x); }
+#else
+using Floats = __m256;
+using Bytes = __m256i;
+Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+Floats all(float x) { return _mm256_set1_ps(x); }
+Bytes load(const void* p) { return _mm256_load_si256(static_cast<const Bytes*>(p)); }
+Bytes mix(Bytes a, Bytes b) { return _mm256_xor_si256(a, b); }
+Bytes all(int8_t x) { return _mm256_set1_epi8(x); }
+#endif
+
+// sums += four products u8 x s8 in each of its int32.
+#if defined(__AVX512VNNI__)
+Bytes dot(Bytes sums, Bytes a, Bytes b) { return _mm512_dpbusd_epi32(sums, a, b); }
+#elif defined(__AVX512BW__)
+Bytes dot(Bytes sums, Bytes a, Bytes b) {
+  return _mm512_add_epi32(sums, _mm512_madd_epi16(_mm512_maddubs_epi16(a, b), _mm512_set1_epi16(1)));
+}
+#else
+Bytes dot(Bytes sums, Bytes a, Bytes b) {
+  return _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1)));
+}
+#endif
+
+constexpr size_t kChains = 12;  // independent sums: enough to hide a latency of 5 cycles twice a cycle
+constexpr size_t kLine = 64;
+
+// The compiler may neither move a value's computation past this, nor guess what it is afterwards.
+template <class T>
+void opaque(T& value) { asm volatile("" : "+x"(value)); }
+
+// Steps of independent sums, `rounds` times; written out by the fold, since a loop would keep them in memory.
+template <class T, class F, size_t... i>
+void chains(T first, size_t rounds, F step, std::index_sequence<i...>) {
+  T sums[] = {((void)i, first)...};
+  while (rounds--) ((sums[i] = step(sums[i]), opaque(sums[i])), ...);
+}
+
+}  // namespace
+
+extern "C" {
+
+// Reads `bytes` from a 64-byte aligned `data`, in two streams; bytes is a multiple of 8 KiB.
+void read_all(const char* data, size_t bytes) {
+  Bytes sums[4] = {};
+  const size_t half = bytes / 2;
+  for (size_t i = 0; i < half; i += 2 * kLine) {
+    for (size_t part = 0; part < 2 * kLine; part += sizeof(Bytes)) {
+      Bytes& sum = sums[part / sizeof(Bytes) % 2];
+      sum = mix(sum, load(data + i + part));
+      Bytes& other = sums[2 + part / sizeof(Bytes) % 2];
+      other = mix(other, load(data + half + i + part));
+    }
+  }
+  for (Bytes& sum : sums) opaque(sum);
+}
+
+// Float32 operations done: two for each product and sum.
+size_t multiply_floats(size_t rounds) {
+  Floats a = all(0.999f), b = all(0.001f);
+  opaque(a), opaque(b);
+  chains(all(1.0f), rounds, [&](Floats sum) { return fma(sum, a, b); }, std::make_index_sequence<kChains>());
+  return rounds * kChains * sizeof(Floats) / sizeof(float) * 2;
+}
+
+// Int8 operations done: two for each product and sum.
+size_t multiply_bytes(size_t rounds) {
+  Bytes a = all(int8_t{3}), b = all(int8_t{-5});
+  auto step = [&](Bytes sum) { return opaque(a), dot(sum, a, b); };  // opaque, or a * b would be computed once
+  chains(Bytes{}, rounds, step, std::make_index_sequence<kChains>());
+  return rounds * kChains * sizeof(Bytes) * 2;
+}
+}

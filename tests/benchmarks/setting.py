@@ -1,0 +1,36 @@
+"""What a section of the benchmark is told: threads, budget, where to build, and what the machine can do."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from .ceilings import Ceilings
+
+READ, FLOATS, INT8 = "read bandwidth", "float32 peak", "int8 peak"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The machine's ceilings are measured right before the section."""
+
+    threads: int
+    budget: str
+    build: Path
+    ceilings: Ceilings
+
+    def floors(self, read: float = 0, floats: float = 0, int8: float = 0) -> dict[str, float]:
+        """Seconds that so many bytes and operations take at the ceilings, by the ceiling's name.
+
+        As a peer among timings, its ratio to ours is the share of the ceiling that we reach.
+        """
+        work = {READ: read, FLOATS: floats, INT8: int8}
+        rates = (self.ceilings.read_bytes, self.ceilings.float_operations, self.ceilings.int8_operations)
+        return {name: amount / rate for (name, amount), rate in zip(work.items(), rates) if amount}
+
+
+def told(step: str, done: int, total: int) -> None:
+    """A line for each step of a compile, on stderr."""
+    if not done:
+        print(f"  {step}", file=sys.stderr)

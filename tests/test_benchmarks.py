@@ -1,0 +1,150 @@
+"""The parts of the benchmarks that can be wrong without anyone noticing: peers, their models, ceilings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from .benchmarks import gguf_model, llama, moe, nbits, shapes
+from .benchmarks.absent import Absent, need, present
+from .benchmarks.ceilings import Ceilings, ceilings
+from .benchmarks.quantized import floated
+from .benchmarks.setting import Setting
+
+# What llama-bench prints of one test, without the fields that say how it was built.
+PRINTED = {
+    "model_type": "deepseek2 16B (guessed) Q4_0",
+    "model_size": 8847046656,
+    "model_n_params": 15706484224,
+    "n_threads": 2,
+    "n_prompt": 512,
+    "n_gen": 0,
+    "avg_ts": 19.1,
+    "stddev_ts": 0.1,
+    "samples_ns": [26943564220, 26666666666],
+    "samples_ts": [19.0, 19.2],
+}
+
+
+def test_speeds_in_what_llama_bench_prints() -> None:
+    decode = PRINTED | {"n_prompt": 0, "n_gen": 32, "samples_ts": [11.2]}
+    found = llama.parse(json.dumps([PRINTED, decode]))
+    assert found == [llama.Speed(512, 0, (19.0, 19.2)), llama.Speed(0, 32, (11.2,))]
+
+
+@pytest.mark.parametrize("text", ["", "error: no model", '{"n_prompt": 1}', '[{"n_prompt": 1, "n_gen": 0}]'])
+def test_a_program_that_prints_no_speeds(text: str) -> None:
+    with pytest.raises(Absent, match="llama-bench printed no speeds but"):
+        llama.parse(text)
+
+
+def test_a_program_that_fails() -> None:
+    with pytest.raises(Absent, match=r"`ls` failed: .*nowhere"):
+        llama.told("ls", "/nowhere")
+
+
+def test_absent_peers_are_skipped_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    def missing() -> int:
+        need("no_such_package", "llama")
+        return 1
+
+    assert present({"here": lambda: 2, "llama.cpp": missing}) == {"here": 2}
+    said = capsys.readouterr().err
+    assert (
+        "skipped: llama.cpp: the package no_such_package is not installed: pip install 'moec[llama]'" in said
+    )
+
+
+def test_a_model_that_disk_has_no_room_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama, "need", lambda package, extra: None)
+    monkeypatch.setattr(llama.shutil, "disk_usage", lambda folder: SimpleNamespace(free=9 << 30))
+    with pytest.raises(Absent, match=r"its model takes 8.8 GB and .* has 9.7 GB free"):
+        llama.model(tmp_path, shapes.V2_LITE, "Q4_0")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_model_for_llama_is_that_of_deepseek_v2_lite() -> None:
+    """As counted by llama.cpp itself."""
+    sizes = [int(np.prod(shape)) for _, shape in gguf_model.tensors(shapes.V2_LITE)]
+    assert sum(sizes) == PRINTED["model_n_params"]
+    assert gguf_model.total(shapes.V2_LITE, "Q4_0") == PRINTED["model_size"]
+
+
+TINY: dict[str, Any] = shapes.V2_LITE | {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "moe_intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "n_routed_experts": 4,
+    "kv_lora_rank": 32,
+}
+
+
+@pytest.mark.parametrize("form", ["Q4_0", "Q8_0"])
+def test_a_file_for_llama(form: str, tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    reader = gguf.GGUFReader(gguf_model.write(tmp_path / "model.gguf", TINY, form))
+    found = {tensor.name: tensor for tensor in reader.tensors}
+    assert set(found) == {f"{name}.weight" for name, _ in gguf_model.tensors(TINY)}
+    down = found["blk.1.ffn_down_exps.weight"]
+    assert (list(down.shape), down.tensor_type.name) == ([32, 64, 4], form)  # the fastest axis first
+    weights = gguf.quants.dequantize(down.data, down.tensor_type)
+    assert weights.std() == pytest.approx(32**-0.5, rel=0.1)
+    assert found["blk.1.ffn_gate_inp.weight"].tensor_type.name == "F32"
+    assert reader.get_field("deepseek2.attention.key_length").contents() == 32 + 64
+    assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
+
+
+def random_codes(random: np.random.Generator, bits: int, *shape: int) -> tuple[Any, Any]:
+    """Codes and scales of both signs."""
+    low, high = (-8, 7) if bits == 4 else (-127, 127)
+    scales = random.standard_normal((*shape[:-1], shape[-1] // nbits.GROUP)).astype(np.float16) / high
+    return random.integers(low, high, shape, np.int8, endpoint=True), scales
+
+
+@pytest.mark.parametrize(("bits", "accuracy", "most"), [(4, 0, 1e-5), (4, 4, 0.03), (8, 4, 0.03)])
+def test_the_peer_for_products_means_the_same_codes(bits: int, accuracy: int, most: float) -> None:
+    random = np.random.default_rng(0)
+    codes, scales = random_codes(random, bits, 48, 64)
+    x = random.standard_normal((3, 64), np.float32)
+    exact = x.astype(np.float64) @ floated(codes, scales, bits).T
+    y, other = nbits.linears(codes, scales, bits, accuracy, 2, 1).run(None, {"x": x})
+    assert np.abs(y - exact).max() < most * np.abs(exact).max()
+    assert (y != other).any()  # else onnxruntime would keep, and read, the weights of one
+
+
+def test_the_codes_of_onnxruntimes_own_quantizer() -> None:
+    w = np.random.default_rng(0).standard_normal((5, 96), np.float32)
+    codes, scales = nbits.codes_of_onnxruntime(w)
+    assert (codes.min(), codes.max()) == (-8, 7)
+    assert 0.05 < np.linalg.norm(floated(codes, scales, 4) - w) / np.linalg.norm(w) < 0.15
+
+
+@pytest.mark.parametrize(("accuracy", "most"), [(0, 1e-5), (4, 0.05)])
+def test_the_peer_for_layers_means_the_same_routing_and_codes(accuracy: int, most: float) -> None:
+    random = np.random.default_rng(0)
+    gate = random.standard_normal((8, 64), np.float32) / 8
+    first, second = random_codes(random, 4, 8, 2 * 96, 64), random_codes(random, 4, 8, 64, 96)
+    x = random.standard_normal((5, 64), np.float32)
+    exact = moe.exact(x, gate, lambda e: (moe.floated4(first, e), moe.floated4(second, e)))
+    session = nbits.experts(gate, first, second, moe.CHOSEN, accuracy, 1)
+    assert np.abs(session.run(None, {"x": x})[0] - exact).max() < most * np.abs(exact).max()
+
+
+def test_ceilings_are_measured(tmp_path: Path) -> None:
+    found = ceilings(1, tmp_path)
+    assert found.read_bytes > 1e9
+    assert found.float_operations > 1e9
+    assert found.int8_operations > found.float_operations
+    assert "1 threads: read" in str(found)
+
+
+def test_a_ceiling_is_a_peer_whose_ratio_is_our_share() -> None:
+    setting = Setting(1, "0", Path(), Ceilings(1, 20e9, 100e9, 400e9))
+    assert setting.floors(read=1e9, int8=4e9) == {"read bandwidth": 0.05, "int8 peak": 0.01}
