@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 
 from . import artifact
-from .ir import Array
+from .ir import DTYPES, Array
 from .manifest import Manifest
 
+# The numbers of a cache, by onnxruntime's name and with its number for them.
+STORED = {"tensor(float)": DTYPES["f32"], "tensor(bfloat16)": DTYPES["bf16"]}
+ELEMENTS = {DTYPES["f32"]: 1, DTYPES["bf16"]: 16}
 CHUNK = 512  # tokens of a prompt that go through the model at once, so its logits stay small
 
 Cache = Mapping[str, Array]
@@ -26,7 +29,7 @@ def load(
 ) -> Artifact:
     """Verify an artifact, then open it in onnxruntime.
 
-    threads: of the session, None for onnxruntime's choice. verify: "full" hashes every byte, "size" does not.
+    threads: of the session, None for onnxruntime's choice. verify: "full" or "size", see artifact.
     kernels: False runs the standard-op functions instead of the kernel library.
     Raises BadArtifact, with what is wrong, before anything is opened.
     """
@@ -42,8 +45,8 @@ class Artifact:
         self.folder = folder
         self.manifest = manifest
         self.session = session
-        inputs = {each.name: each.shape for each in session.get_inputs()}
-        self._caches = {name: shape for name, shape in inputs.items() if name.startswith("past.")}
+        inputs = {each.name: each for each in session.get_inputs()}
+        self._caches = {name: each for name, each in inputs.items() if name.startswith("past.")}
         self._language_model = "input_ids" in inputs
 
     @property
@@ -53,8 +56,11 @@ class Artifact:
         return int(next(each.shape[-1] for each in self.session.get_outputs() if each.name == "logits"))
 
     def cache(self, batch: int, rows: int) -> dict[str, Array]:
-        """Empty caches f32 [batch, heads, rows, width] by input name, with room for `rows` tokens."""
-        return {n: np.zeros((batch, int(s[1]), rows, int(s[3])), np.float32) for n, s in self._caches.items()}
+        """Empty caches f32 or bf16 [batch, heads, rows, width] by input name, with room for `rows` tokens."""
+        return {
+            name: np.zeros((batch, int(each.shape[1]), rows, int(each.shape[3])), STORED[each.type])
+            for name, each in self._caches.items()
+        }
 
     def step(self, ids: Array, mask: Array, cache: Cache) -> Array:
         """Logits f32 [B, T, vocab] of new tokens i64 [B, T]; their rows are written into `cache`, in place.
@@ -65,7 +71,7 @@ class Artifact:
         binding.bind_cpu_input("input_ids", np.ascontiguousarray(ids, np.int64))
         binding.bind_cpu_input("attention_mask", np.ascontiguousarray(mask, np.int64))
         for past, rows in cache.items():
-            place = ("cpu", 0, np.float32, rows.shape, rows.ctypes.data)
+            place = ("cpu", 0, ELEMENTS[rows.dtype], rows.shape, rows.ctypes.data)
             binding.bind_input(past, *place)
             binding.bind_output(past.replace("past", "present", 1), *place)
         binding.bind_output("logits", "cpu")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ...compiler.ir import Array
+from ...compiler.ir import DTYPES, Array
 from ...compiler.ops.attention import SDPA
 from ...compiler.ops.cache import APPEND
 from ...compiler.ops.latent import LATENT_ATTENTION
@@ -32,11 +32,11 @@ def attention_mask(batch: int, seen: int, padding: int) -> Array:
     return mask
 
 
-def cache(random: Random, batch: int, heads: int, seen: int, width: int) -> Array:
-    """[B, heads, L, width] with nothing to be read from row `seen` on."""
+def cache(kernel: Kernel, random: Random, batch: int, heads: int, seen: int, width: int) -> Array:
+    """[B, heads, L, width] as the kernel's cache is stored, with nothing to be read from row `seen` on."""
     rows = uniform(random, batch, heads, seen + SPARE, width)
     rows[:, :, seen:] = np.nan
-    return rows
+    return rows.astype(DTYPES[kernel.cache])
 
 
 def angles(random: Random, batch: int, tokens: int, pairs: int) -> list[Array]:
@@ -48,14 +48,14 @@ def angles(random: Random, batch: int, tokens: int, pairs: int) -> list[Array]:
 def latent_feeds(
     kernel: Kernel, tokens: int, random: Random, batch: int = 1, cached: int = CACHED, padding: int = 0
 ) -> list[Array]:
-    """q, cos, sin, latent, rotary_keys, mask."""
-    heads, nope, rope, width = (kernel[name] for name in ("heads", "nope", "rope", "latent"))
+    """q as columns of something wider, cos, sin, latent, rotary_keys, mask."""
+    rope, width = kernel["rope"], kernel["latent"]
     seen = cached + tokens
     return [
-        uniform(random, batch, tokens, heads * (nope + rope)),
+        uniform(random, batch, tokens, kernel["width"]),
         *angles(random, batch, tokens, rope // 2),
-        cache(random, batch, 1, seen, width),
-        cache(random, batch, 1, seen, rope),
+        cache(kernel, random, batch, 1, seen, width),
+        cache(kernel, random, batch, 1, seen, rope),
         attention_mask(batch, seen, padding),
     ]
 
@@ -67,13 +67,15 @@ def pairs(kernel: Kernel) -> dict[str, str]:
 
 def double(feeds: Feeds) -> list[Array]:
     """Floats in double precision."""
-    return [feed.astype(np.float64) if feed.dtype == np.float32 else feed for feed in feeds]
+    return [feed if feed.dtype.kind in "iub" else feed.astype(np.float64) for feed in feeds]
 
 
 def latent(kernel: Kernel, feeds: Feeds) -> list[Array]:
     """What the op says, the rows of queries without a turn taken out where there is none."""
     operands: list[Any] = double(feeds)
     sizes = {name: kernel[name] for name in ("heads", "nope", "value")}
+    stop = kernel["start"] + kernel["heads"] * (kernel["nope"] + kernel["rope"])
+    operands[0] = operands[0][..., kernel["start"] : stop]
     if pairs(kernel)["pairs_in"] == "none":
         del operands[1:3]
     scale = dict(kernel.reals)["scale"]
@@ -93,7 +95,7 @@ def attention_feeds(
     seen = cached + tokens
     return [
         uniform(random, batch, kernel["heads"], tokens, kernel["dk"]),
-        *(cache(random, batch, kernel["groups"], seen, kernel[name]) for name in ("dk", "dv")),
+        *(cache(kernel, random, batch, kernel["groups"], seen, kernel[name]) for name in ("dk", "dv")),
         attention_mask(batch, seen, padding),
     ]
 
@@ -139,13 +141,18 @@ def rotary(kernel: Kernel, feeds: Feeds) -> list[Array]:
 
 def append_feeds(kernel: Kernel, rows: int, random: Random, cached: int = CACHED) -> list[Array]:
     """past, rows, mask; two sequences."""
-    past = uniform(random, 2, kernel["h"], cached + rows + SPARE, kernel["d"])
+    past = uniform(random, 2, kernel["h"], cached + rows + SPARE, kernel["d"]).astype(DTYPES[kernel.cache])
     return [past, uniform(random, 2, kernel["h"], rows, kernel["d"]), attention_mask(2, cached + rows, 0)]
 
 
 def append(kernel: Kernel, feeds: Feeds) -> list[Array]:
     """The cache with the rows in it."""
-    return [APPEND.reference(*double(feeds))]
+    return [stored(kernel, APPEND.reference(*double(feeds)))]
+
+
+def stored(kernel: Kernel, cache: Array) -> Array:
+    """A cache in double precision, rounded if it is narrower than f32."""
+    return cache if kernel.cache == "f32" else cache.astype(DTYPES[kernel.cache])
 
 
 def write_feeds(kernel: Kernel, rows: int, random: Random, cached: int = CACHED) -> list[Array]:
@@ -154,8 +161,7 @@ def write_feeds(kernel: Kernel, rows: int, random: Random, cached: int = CACHED)
     return [
         uniform(random, 2, rows, kernel["width"]),
         *angles(random, 2, rows, kernel["r"] // 2),
-        uniform(random, 2, 1, room, kernel["c"]),
-        uniform(random, 2, 1, room, kernel["r"]),
+        *(uniform(random, 2, 1, room, kernel[name]).astype(DTYPES[kernel.cache]) for name in "cr"),
         attention_mask(2, cached + rows, 0),
     ]
 
@@ -169,7 +175,8 @@ def write(kernel: Kernel, feeds: Feeds) -> list[Array]:
     keys = kv[..., middle:stop]
     if pairs(kernel)["pairs_in"] != "none":
         keys = ROTARY.reference(keys, cos, sin, **pairs(kernel))
-    return [APPEND.reference(past, latents[:, None], mask), APPEND.reference(past_keys, keys[:, None], mask)]
+    rows = ((past, latents), (past_keys, keys))
+    return [stored(kernel, APPEND.reference(cache, new[:, None], mask)) for cache, new in rows]
 
 
 def gate_feeds(kernel: Kernel, rows: int, random: Random) -> list[Array]:
@@ -180,16 +187,41 @@ def gate_feeds(kernel: Kernel, rows: int, random: Random) -> list[Array]:
 
 def gate(kernel: Kernel, feeds: Feeds) -> list[Array]:
     """ids and weights."""
-    reals = dict(kernel.reals)
+    return list(gated(kernel, kernel["k"], *double(feeds)))
+
+
+def gated(kernel: Kernel, chosen: int, *operands: Array) -> tuple[Array, Array]:
+    """What the op says for the logits, and a bias if there is one."""
     ids, weights = TOP_K_GATE.reference(
-        *double(feeds),
+        *operands,
+        k=chosen,
         scores="sigmoid" if kernel["sigmoid"] else "softmax",
         group_score="top2" if kernel["top2"] else "max",
         normalise=bool(kernel["normalise"]),
-        **{name: kernel[name] for name in ("k", "groups", "keep")},
-        **reals,
+        **{name: kernel[name] for name in ("groups", "keep", "shared")},
+        **dict(kernel.reals),
     )
-    return [ids, weights]
+    return ids, weights
+
+
+def route_feeds(kernel: Kernel, rows: int, random: Random) -> list[Array]:
+    """x [rows, k] and, to select, a bias; of small integers, so that sums are the same in any order."""
+    x = random.integers(-2, 3, (rows, kernel["k"])).astype(np.float32)
+    return [x, uniform(random, kernel["n"])] if kernel["bias"] else [x]
+
+
+def route_weights(kernel: Kernel, random: Random) -> Mapping[int, Array]:
+    """The router [n, k], with few numbers that are not 0, so that scores differ."""
+    used = random.random(kernel["k"]) < 8 / kernel["k"]
+    return {1: (random.integers(-3, 4, (kernel["n"], kernel["k"])) * used / 8).astype(np.float32)}
+
+
+def route(kernel: Kernel, operands: Feeds) -> list[Array]:
+    """order, ends and weights."""
+    x, w, *bias = double(operands)
+    ids, weights = gated(kernel, kernel["chosen"], x @ w.T, *bias)
+    order, ends = PERMUTE.reference(ids, experts=kernel["n"] + kernel["shared"])
+    return [order, ends, weights]
 
 
 def permute_feeds(kernel: Kernel, rows: int, random: Random) -> list[Array]:
@@ -203,12 +235,14 @@ def permute(kernel: Kernel, feeds: Feeds) -> list[Array]:
 
 
 CASES: Mapping[str, Case] = {
-    "latent_attention": Case(latent_feeds, latent, latent_weights, points=(1, 64, 256)),
+    # Between 160 and 256 tokens it becomes cheaper to materialise keys and values.
+    "latent_attention": Case(latent_feeds, latent, latent_weights, points=(1, 8, 64, 160, 256)),
     "attention": Case(attention_feeds, attention, points=(1, 64, 256)),
     "rms_norm": Case(norm_feeds, norm, norm_weights),
     "rotary": Case(rotary_feeds, rotary),
     "append": Case(append_feeds, append),
     "latent_write": Case(write_feeds, write, norm_weights),
     "top_k_gate": Case(gate_feeds, gate),
+    "route": Case(route_feeds, route, route_weights),
     "permute": Case(permute_feeds, permute),
 }

@@ -146,7 +146,7 @@ def attention(kernel: Kernel, isa: Isa) -> Space:
 
     default: dict[str, int | str] = {
         **{"few": few, "many": 16, "keys": 8 if isa.lanes == 16 else 6, "unroll": 4},
-        **{"tile": 4 if isa.lanes == 16 else 6, "width": 4 * isa.lanes if isa.lanes == 16 else 16},
+        **{"tile": 16 if isa.lanes == 16 else 6, "width": 16},
         **{"block": 64, "span": 512},
     }
     choices: dict[str, list[int | str]] = {

@@ -28,11 +28,22 @@ SHAPES = (
 
 
 def latent_kernel(
-    heads: int, nope: int = 12, rope: int = 8, latent: int = 16, value: int = 10, pairs: int = 0
+    heads: int,
+    nope: int = 12,
+    rope: int = 8,
+    latent: int = 16,
+    value: int = 10,
+    pairs: int = 0,
+    start: int = 0,
+    spare: int = 0,
 ) -> Kernel:
+    """Queries lie from column `start` on, with `spare` columns behind them."""
     sizes = {"heads": heads, "nope": nope, "rope": rope, "latent": latent, "value": value}
+    columns = {"width": start + heads * (nope + rope) + spare, "start": start}
     return Kernel(
-        "latent_attention", (*sizes.items(), ("pairs_in", pairs), ("pairs_out", 1)), (("scale", 0.3),)
+        "latent_attention",
+        (*sizes.items(), ("pairs_in", pairs), ("pairs_out", 1), *columns.items()),
+        (("scale", 0.3),),
     )
 
 
@@ -45,7 +56,7 @@ def grouped_kernel(heads: int, groups: int, dk: int, dv: int) -> Kernel:
 def bench(kernel: Kernel, level: isa.Isa, threads: int = 2, **knobs: int) -> Bench:
     """The kernel built, with these knobs instead of the default schedule's."""
     schedule = {**space.space(kernel, level).default, **knobs}
-    return Device(level.name, threads).bench(kernel, schedule)
+    return Device(level.name, threads).bench(kernel, {1: schedule})
 
 
 def feeds(kernel: Kernel, batch: int, tokens: int, cached: int, padding: int) -> list[np.ndarray]:
@@ -74,6 +85,16 @@ def test_latent_attention_of_real_proportions(level: isa.Isa, path: int) -> None
     built = bench(latent_kernel(20, 64, 32, 128, 48, pairs=1), level, path=path)
     for shape in SHAPES:
         assert built.check_feeds(feeds(built.kernel, *shape)) is None, shape
+
+
+@pytest.mark.parametrize("path", [ABSORBED, MATERIALISED])
+@pytest.mark.parametrize(("start", "spare"), [(0, 24), (5, 0), (3, 7)])
+def test_queries_are_columns_of_something_wider(path: int, start: int, spare: int) -> None:
+    built = bench(latent_kernel(4, start=start, spare=spare), HERE[0], path=path)
+    for shape in SHAPES:
+        operands = feeds(built.kernel, *shape)
+        operands[0][..., :start] = operands[0][..., built.kernel["width"] - spare :] = np.nan
+        assert built.check_feeds(operands) is None, shape
 
 
 def test_the_cheaper_way_is_taken() -> None:

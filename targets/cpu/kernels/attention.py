@@ -19,17 +19,13 @@ from tvm.script import tirx as T
 from ...base import Kernel, Schedule
 from ..isa import Isa
 from . import matmul, rotary
+from .bfloat import STORED, widened
 from .matmul import FAR, LINE, divisor
 from .softmax import merge, soften
+from .weigh import prefetch, weigh
 
 # Products come for as many rows at a time.
 HEIGHTS = (1, 2, 4)
-
-
-def prefetch(element: Any) -> Any:
-    """Ask for a buffer's element into the second-level cache; harmless beyond the buffer's end."""
-    read, second_level, data = T.int32(0), T.int32(2), T.int32(1)
-    return T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(element), read, second_level, data)
 
 
 def score(
@@ -97,51 +93,20 @@ def score(
     return nest
 
 
-def weigh(symbol: str, size: int, stride: int, lanes: int, rows: int, width: int) -> Any:
-    """A function (s, values, next, acc, carry, keys, tiles): acc = acc * carry + s^T values.
-
-    s: float32[keys, lanes], of which tiles * rows lanes count; values: float32, `keys` rows of `size`
-    elements, `stride` apart; acc: float32[lanes, size]; carry: float32[lanes]. This is all arithmetic, so
-    memory has time: on the way, about keys * size elements from `next` on are asked into the second-level
-    cache.
-    """
-    width = divisor(size, width)
-    lines = max(width // LINE, 1)
+def widen(symbol: str, lanes: int) -> Any:
+    """A function (x, y, count): `count` bfloat16 as float32."""
+    width = 4 * lanes
 
     @T.prim_func(s_tir=True)
-    def nest(
-        s: T.handle("float32"),
-        values: T.handle("float32"),
-        next: T.handle("float32"),
-        acc: T.handle("float32"),
-        carry: T.handle("float32"),
-        keys: T.int32,
-        tiles: T.int32,
-    ):
+    def nest(x: T.handle("uint16"), y: T.handle("float32"), count: T.int32):
         T.func_attr({"global_symbol": symbol, "tirx.noalias": True})
-        S = T.decl_buffer((keys, lanes), "float32", data=s, align=4)
-        VALUES = T.decl_buffer((keys * stride,), "float32", data=values, align=4)
-        NEXT = T.decl_buffer((T.int64(FAR),), "float32", data=next, align=4)
-        ACC = T.decl_buffer((lanes, size), "float32", data=acc, align=4)
-        CARRY = T.decl_buffer((lanes,), "float32", data=carry, align=4)
-        for chunk, tile in T.grid(size // width, tiles):
-            sums = T.alloc_buffer((rows, width), "float32", scope="global")
-            for r in T.unroll(rows):
-                for j in T.vectorized(width):
-                    sums[r, j] = ACC[tile * rows + r, chunk * width + j] * CARRY[tile * rows + r]
-            for k in T.serial(keys):
-                for line in T.unroll(lines):
-                    T.evaluate(
-                        prefetch(NEXT[(((chunk * tiles + tile) * keys + k) // tiles * lines + line) * LINE])
-                    )
-                for r in T.unroll(rows):
-                    for j in T.vectorized(width):
-                        sums[r, j] = (
-                            sums[r, j] + S[k, tile * rows + r] * VALUES[k * stride + chunk * width + j]
-                        )
-            for r in T.unroll(rows):
-                for j in T.vectorized(width):
-                    ACC[tile * rows + r, chunk * width + j] = sums[r, j]
+        X = T.decl_buffer((count,), "uint16", data=x, align=2)
+        Y = T.decl_buffer((count,), "float32", data=y, align=4)
+        for c in T.serial(T.truncdiv(count, width)):
+            for j in T.vectorized(width):
+                Y[c * width + j] = widened(X[c * width + j])
+        for j in T.serial(T.truncmod(count, width)):
+            Y[count - 1 - j] = widened(X[count - 1 - j])
 
     return nest
 
@@ -154,24 +119,31 @@ def panel(
     lanes: int,
     schedule: Schedule,
     ahead: int = 0,
+    stored: str = "float32",
 ) -> list[Any]:
-    """The three functions of one width of panel; strides: of both parts of a key and of a value."""
+    """The three functions of one width of panel; strides: of both parts of a key and of a value.
+
+    ahead: elements of a value that are not in the cache when scores are made; stored: how the next keys are.
+    """
     keys, unroll, rows, width = (int(schedule[knob]) for knob in ("keys", "unroll", "tile", "width"))
     return [
         score(f"{name}_score", widths, strides[:2], lanes, keys, unroll, ahead),
         soften(f"{name}_soften", lanes),
-        weigh(f"{name}_weigh", value, strides[2], lanes, min(rows, lanes), width),
+        weigh(f"{name}_weigh", value, strides[2], lanes, min(rows, lanes), width, stored),
     ]
 
 
 def grouped(kernel: Kernel, schedule: Schedule, isa: Isa, prefix: str) -> Sequence[Any]:
-    """In the order of runtime/attention.cc: panels of few rows, of many, merge."""
-    key, value = kernel["dk"], kernel["dv"]
+    """In the order of runtime/attention.cc: panels of few rows, of many, merge; widen for narrow caches."""
+    key, value, stored = kernel["dk"], kernel["dv"], STORED[kernel.cache]
     sizes = (key, 0), value, (key, 0, value)
+    narrow = stored != "float32"
+    ahead = 0 if narrow else value
     return [
-        *panel(f"{prefix}_few", *sizes, int(schedule["few"]), schedule, ahead=value),
-        *panel(f"{prefix}_many", *sizes, int(schedule["many"]), schedule, ahead=value),
+        *panel(f"{prefix}_few", *sizes, int(schedule["few"]), schedule, ahead, stored),
+        *panel(f"{prefix}_many", *sizes, int(schedule["many"]), schedule, ahead, stored),
         merge(f"{prefix}_merge", value, isa.lanes),
+        *([widen(f"{prefix}_widen", isa.lanes)] if narrow else []),
     ]
 
 
@@ -179,27 +151,28 @@ def latent(kernel: Kernel, schedule: Schedule, isa: Isa, prefix: str) -> Sequenc
     """In the order of runtime/attention.cc's LatentFunction."""
     nope, rope, width, value = (kernel[name] for name in ("nope", "rope", "latent", "value"))
     nr, few, many = (int(schedule[knob]) for knob in ("nr", "few", "many"))
+    weights, stored = STORED[kernel.weights], STORED[kernel.cache]
     absorbed = (width, rope), width, (width, rope, width)
-    expanded = panel(
-        f"{prefix}_keys", (nope, rope), value, (padded(nope, nr), rope, padded(value, nr)), many, schedule
-    )
+    strides = padded(nope, nr), rope, padded(value, nr)
+    expanded = panel(f"{prefix}_keys", (nope, rope), value, strides, many, schedule, stored=stored)
     turned = rotary.rotate(f"{prefix}_rotate", rope, isa.lanes, kernel["pairs_in"], kernel["pairs_out"])
     return [
-        *panel(f"{prefix}_few", *absorbed, few, schedule),
-        *panel(f"{prefix}_many", *absorbed, many, schedule),
+        *panel(f"{prefix}_few", *absorbed, few, schedule, stored=stored),
+        *panel(f"{prefix}_many", *absorbed, many, schedule, stored=stored),
         expanded[0],
         expanded[2],
         merge(f"{prefix}_merge_latent", width, isa.lanes),
         merge(f"{prefix}_merge_value", value, isa.lanes),
         turned,
-        *products(f"{prefix}_nope", nope, nr, isa),
-        *products(f"{prefix}_latent", width, nr, isa),
+        *products(f"{prefix}_nope", nope, nr, isa, weights),
+        *products(f"{prefix}_latent", width, nr, isa, weights),
+        *([widen(f"{prefix}_widen", isa.lanes)] if stored != "float32" else []),
     ]
 
 
-def products(name: str, k: int, nr: int, isa: Isa) -> list[Any]:
+def products(name: str, k: int, nr: int, isa: Isa, stored: str) -> list[Any]:
     """The matmul tile for each of HEIGHTS."""
-    return [matmul.tile(f"{name}{rows}", rows, k, nr, isa.lanes, unroll=2) for rows in HEIGHTS]
+    return [matmul.tile(f"{name}{rows}", rows, k, nr, isa.lanes, unroll=2, stored=stored) for rows in HEIGHTS]
 
 
 def padded(size: int, to: int) -> int:

@@ -78,8 +78,8 @@ def tile(
     (times extra[i], float32[rows], plus y itself); swiglu (silu of the panel's first half times its second;
     width: nr / 2).
     """
-    line = LINE * BYTES["float32"] // BYTES[stored]
-    vectors, lines = nr // lanes, -(-nr // line) if ahead else 0
+    in_line = LINE * BYTES["float32"] // BYTES[stored]
+    vectors, lines = nr // lanes, -(-nr // in_line) if ahead else 0
     # Few rows would wait on their own adds, so several sums take turns over k.
     parts = divisor(k, max(1, CHAINS // (rows * vectors)))
     unroll = divisor(k // parts, unroll)
@@ -112,8 +112,8 @@ def tile(
                 T.buffer_store(C, T.float32(0), [i, v * lanes + j])
             with loops(step=T.serial(k // parts // unroll), u=T.unroll(unroll * parts)) as (step, u):
                 at = step * unroll * parts + u
-                with loops(each=T.unroll(lines)) as (each,):
-                    T.evaluate(prefetch(W[p, at + ahead, each * line]))
+                with loops(line=T.unroll(lines)) as (line,):
+                    T.evaluate(prefetch(W[p, at + ahead, line * in_line]))
                 with loops(i=T.unroll(rows), v=T.unroll(vectors), j=T.vectorized(lanes)) as (i, v, j):
                     row, column = u % parts * rows + i, v * lanes + j
                     product = X[XAT[i] + T.cast(at, "int64")] * widened(W[p, at, column])

@@ -12,12 +12,13 @@ namespace {
 
 // --- latent attention ----------------------------------------------------------------------------------------
 
-enum LatentDim { HEADS, NOPE, ROPE, LATENT, VALUE, PAIRS_IN, PAIRS_OUT };
-enum LatentKnob { NR, FEW, MANY, TILE, BLOCK, SPAN, PATH };
+enum LatentDim { HEADS, NOPE, ROPE, LATENT, VALUE, PAIRS_IN, PAIRS_OUT, Q_WIDTH, Q_START };
+enum LatentKnob { NR, FEW, MANY, BLOCK, SPAN, PATH, ABSORB };
 enum LatentInput { Q, COS, SIN, CACHE, ROTARY_KEYS, MASK, W_UK_Q, W_UK, W_UV };
 enum LatentFunction {
   SCORE_FEW, SOFTEN_FEW, WEIGH_FEW, SCORE_MANY, SOFTEN_MANY, WEIGH_MANY, SCORE_KEYS, WEIGH_KEYS,
-  MERGE_LATENT, MERGE_VALUE, ROTATE, PROJECT_QUERY, PROJECT_LATENT = PROJECT_QUERY + kHeights
+  MERGE_LATENT, MERGE_VALUE, ROTATE, PROJECT_QUERY, PROJECT_LATENT = PROJECT_QUERY + kHeights,
+  WIDEN = PROJECT_LATENT + kHeights
 };
 enum Path { AUTO, ABSORBED, MATERIALISED };
 enum Pairs { INTERLEAVED, HALVES, NONE };
@@ -29,9 +30,11 @@ int64_t padded(int64_t size, int64_t to) { return (size + to - 1) / to * to; }
 struct Latent {
   Call& call;
   const int64_t heads, nope, rope, latent, value, nr;     // of the row
+  const int64_t q_step, q_start;                           // from token to token; the first query's column
   const int64_t latent_padded, nope_padded, value_padded;  // to whole panels of nr
   const int64_t batch, tokens, keys, room;                 // of this call
-  const float *q, *cache, *rotary_keys;
+  const float* q;
+  const Cache latents, rotary_keys;
   const int64_t* mask;
   float* rows = nullptr;  // queries ready for scores, row_step apart
   int64_t row_step = 0;
@@ -40,25 +43,37 @@ struct Latent {
   explicit Latent(Call& call)
       : call(call), heads(call.row.dims[HEADS]), nope(call.row.dims[NOPE]), rope(call.row.dims[ROPE]),
         latent(call.row.dims[LATENT]), value(call.row.dims[VALUE]), nr(call.row.knobs[NR]),
+        q_step(call.row.dims[Q_WIDTH]), q_start(call.row.dims[Q_START]),
         latent_padded(padded(latent, nr)), nope_padded(padded(nope, nr)), value_padded(padded(value, nr)),
         batch(call.in(Q).shape[0]), tokens(call.in(Q).shape[1]), keys(call.in(MASK).shape[1]),
-        room(call.in(CACHE).shape[2]), q(call.in(Q).as<float>()), cache(call.in(CACHE).as<float>()),
-        rotary_keys(call.in(ROTARY_KEYS).as<float>()), mask(call.in(MASK).as<int64_t>()) {}
+        room(call.in(CACHE).shape[2]), q(call.in(Q).as<float>()), latents(cache(CACHE, latent)),
+        rotary_keys(cache(ROTARY_KEYS, rope)), mask(call.in(MASK).as<int64_t>()) {}
 
   template <class F>
   F function(int i) const { return reinterpret_cast<F>(call.row.functions[i]); }
+  float scale() const { return call.row.reals[0]; }
   int64_t knob(LatentKnob i) const { return call.row.knobs[i]; }
   int64_t width() const { return nope + rope; }
   int64_t row(int64_t b, int64_t t, int64_t n) const { return (b * tokens + t) * heads + n; }
+  const float* query(int64_t b, int64_t t, int64_t n) const {
+    return q + (b * tokens + t) * q_step + q_start + n * width();
+  }
+  Cache cache(LatentInput in, int64_t width) const {
+    return {call.in(in).as<char>(), width, stores(call, in, BF16) ? function<Widen>(WIDEN) : nullptr};
+  }
+  int64_t weight_bytes() const { return stores(call, W_UK, BF16) ? 2 : 4; }
+  const void* weight(LatentInput w, int64_t n, int64_t size) const {  // that of head n
+    return call.in(w).as<char>() + n * size * weight_bytes();
+  }
 };
 
-// By the multiplications a head needs; both ways reach nearly the same share of the peak.
+// By the multiplications a head needs; the schedule says how much longer those of the absorbed way take, in percent.
 bool absorbed_is_cheaper(const Latent& a) {
   const int64_t seen = a.tokens * (a.keys - a.tokens) + a.tokens * (a.tokens + 1) / 2;  // keys, over all tokens
   const int64_t project = a.latent * (a.nope + a.value);
   const int64_t absorbed = seen * (2 * a.latent + a.rope) + a.tokens * project;
   const int64_t materialised = seen * (a.nope + a.rope + a.value) + a.keys * project;
-  return absorbed <= materialised;
+  return absorbed * a.knob(ABSORB) <= materialised * 100;
 }
 
 // Turns the rotary part of each query and, absorbed, takes its other part into the space of the latents.
@@ -69,18 +84,18 @@ void prepare(const Latent& a, bool absorbed) {
   const int64_t angles = angle_step(cos, a.tokens, a.rope / 2);
   a.call.parallel(a.batch * a.heads, [&](size_t task) {
     const int64_t b = task / a.heads, n = task % a.heads;
-    const float* q = a.q + a.row(b, 0, n) * a.width();
+    const float* q = a.query(b, 0, n);
     float* row = a.rows + a.row(b, 0, n) * a.row_step;
     for (int64_t t = 0; t < a.tokens; ++t) {
-      const float* from = q + t * a.heads * a.width() + a.nope;
+      const float* from = q + t * a.q_step + a.nope;
       float* to = row + (t * a.heads + 1) * a.row_step - a.rope;
       const int64_t angle = (b * angles + t) * (a.rope / 2);
       if (turned) rotate(from, cos.as<float>() + angle, sin.as<float>() + angle, to);
       else memcpy(to, from, a.rope * sizeof(float));
     }
     if (!absorbed) return;
-    const float* w = a.call.in(W_UK_Q).as<float>() + n * a.latent_padded * a.nope;
-    multiply(&a.call.row.functions[PROJECT_QUERY], q, a.heads * a.width(), w, row, a.heads * a.row_step, a.tokens,
+    const void* w = a.weight(W_UK_Q, n, a.latent_padded * a.nope);
+    multiply(&a.call.row.functions[PROJECT_QUERY], q, a.q_step, w, row, a.heads * a.row_step, a.tokens,
              a.latent_padded / a.nr);
   });
 }
@@ -93,7 +108,7 @@ void project_values(const Latent& a, float* out) {
   if (!direct && !spare) return;
   a.call.parallel(tasks, [&](size_t task) {
     const int64_t b = task / a.heads, n = task % a.heads;
-    const float* w = a.call.in(W_UV).as<float>() + n * a.value_padded * a.latent;
+    const void* w = a.weight(W_UV, n, a.value_padded * a.latent);
     float* y = out + a.row(b, 0, n) * a.value;
     float* padded = direct ? y : spare + task * a.tokens * a.value_padded;
     const float* x = a.mixed + a.row(b, 0, n) * a.latent;
@@ -109,26 +124,26 @@ void absorbed(Latent& a, float* out) {
   a.rows = a.call.scratch<float>(a.batch * a.tokens * a.heads * a.row_step);
   a.mixed = a.call.scratch<float>(a.batch * a.tokens * a.heads * a.latent);
   if (!a.rows || !a.mixed) return;
-  a.call.count(sizeof(float) * a.heads * (a.latent_padded * a.nope + a.value_padded * a.latent));
+  a.call.count(a.weight_bytes() * a.heads * (a.latent_padded * a.nope + a.value_padded * a.latent));
   prepare(a, true);
   const bool few = a.heads * a.tokens <= a.knob(FEW);
   const int first = few ? SCORE_FEW : SCORE_MANY;
   const int64_t lanes = a.knob(few ? FEW : MANY);
-  Form form{lanes, std::min(lanes, a.knob(TILE)), a.latent + a.rope, a.latent, a.knob(BLOCK), a.knob(SPAN), 0,
+  Form form{lanes, a.latent + a.rope, a.latent, a.latent, a.knob(BLOCK), a.knob(SPAN),
+            a.knob(BLOCK) * (a.latent + a.rope),
             a.function<Score>(first), a.function<Soften>(first + 1), a.function<Weigh>(first + 2),
-            a.function<Merge>(MERGE_LATENT)};
+            a.function<Merge>(MERGE_LATENT), a.scale()};
   Job job{a.batch, a.heads * a.tokens, a.heads, 1, a.keys, a.tokens, kGroupRows, a.mask};
-  const float scale = a.call.row.reals[0];
   attend(
       a.call, form, job,
-      [&](int64_t b, int64_t row, float* column) {
+      [&](int64_t b, int64_t row) {
         const float* from = a.rows + (a.row(b, 0, 0) + row) * a.row_step;
-        column = spread(from, a.latent, scale, column, form.lanes);
-        spread(from + a.latent_padded, a.rope, scale, column, form.lanes);
+        return Parts{from, from + a.latent_padded};
       },
-      [&](int64_t b, int64_t start, int64_t count, float*) {
-        const float* latents = a.cache + (b * a.room + start) * a.latent;
-        return Block{latents, a.rotary_keys + (b * a.room + start) * a.rope, latents, latents + count * a.latent};
+      [&](int64_t b, int64_t start, int64_t count, float* memory) {
+        const int64_t at = b * a.room + start;
+        const float* latents = a.latents.rows(at, count, memory);
+        return Block{latents, a.rotary_keys.rows(at, count, memory), latents, a.latents.row(at + count)};
       },
       [&](int64_t b, int64_t row) { return a.mixed + (a.row(b, 0, 0) + row) * a.latent; });
   if (!a.call.status()) project_values(a, out);
@@ -138,31 +153,30 @@ void materialised(Latent& a, float* out) {
   a.row_step = a.rope;
   a.rows = a.call.scratch<float>(a.batch * a.tokens * a.heads * a.row_step);
   if (!a.rows) return;
-  a.call.count(sizeof(float) * a.heads * (a.nope_padded + a.value_padded) * a.latent);
+  a.call.count(a.weight_bytes() * a.heads * (a.nope_padded + a.value_padded) * a.latent);
   prepare(a, false);
-  const int64_t lanes = a.knob(MANY), block = a.knob(BLOCK), expanded = block * (a.nope_padded + a.value_padded);
-  Form form{lanes, std::min(lanes, a.knob(TILE)), a.width(), a.value, block, a.knob(SPAN), expanded,
+  const int64_t lanes = a.knob(MANY), block = a.knob(BLOCK);
+  Form form{lanes, a.width(), a.value, a.nope, block, a.knob(SPAN),
+            block * (a.nope_padded + a.value_padded + a.latent + a.rope),
             a.function<Score>(SCORE_KEYS), a.function<Soften>(SOFTEN_MANY), a.function<Weigh>(WEIGH_KEYS),
-            a.function<Merge>(MERGE_VALUE)};
+            a.function<Merge>(MERGE_VALUE), a.scale()};
   Job job{a.batch * a.heads, a.tokens, 1, a.heads, a.keys, a.tokens, a.tokens, a.mask};
-  const float scale = a.call.row.reals[0];
   void* const* project = &a.call.row.functions[PROJECT_LATENT];
   attend(
       a.call, form, job,
-      [&](int64_t set, int64_t t, float* column) {
-        const int64_t row = a.row(set / a.heads, t, set % a.heads);
-        column = spread(a.q + row * a.width(), a.nope, scale, column, form.lanes);
-        spread(a.rows + row * a.row_step, a.rope, scale, column, form.lanes);
+      [&](int64_t set, int64_t t) {
+        const int64_t b = set / a.heads, n = set % a.heads;
+        return Parts{a.query(b, t, n), a.rows + a.row(b, t, n) * a.row_step};
       },
       [&](int64_t set, int64_t start, int64_t count, float* keys) {
         const int64_t at = set / a.heads * a.room + start, n = set % a.heads;
-        const float* latents = a.cache + at * a.latent;
-        const float* w_uk = a.call.in(W_UK).as<float>() + n * a.nope_padded * a.latent;
-        const float* w_uv = a.call.in(W_UV).as<float>() + n * a.value_padded * a.latent;
-        float* values = keys + block * a.nope_padded;
+        float *values = keys + block * a.nope_padded, *memory = values + block * a.value_padded;
+        const float* latents = a.latents.rows(at, count, memory);
+        const void* w_uk = a.weight(W_UK, n, a.nope_padded * a.latent);
+        const void* w_uv = a.weight(W_UV, n, a.value_padded * a.latent);
         multiply(project, latents, a.latent, w_uk, keys, a.nope_padded, count, a.nope_padded / a.nr);
         multiply(project, latents, a.latent, w_uv, values, a.value_padded, count, a.value_padded / a.nr);
-        return Block{keys, a.rotary_keys + at * a.rope, values, latents + count * a.latent};
+        return Block{keys, a.rotary_keys.rows(at, count, memory), values, a.latents.row(at + count)};
       },
       [&](int64_t set, int64_t t) { return out + a.row(set / a.heads, t, set % a.heads) * a.value; });
 }
@@ -171,7 +185,7 @@ void materialised(Latent& a, float* out) {
 bool operands_fit(Call& call, const Latent& a) {
   const bool turned = call.row.dims[PAIRS_IN] != NONE;
   const int64_t by_head = a.heads * a.latent;
-  return fits(call, a.tokens, a.keys, a.room) && holds(call, Q, a.batch * a.tokens * a.heads * a.width()) &&
+  return fits(call, a.tokens, a.keys, a.room) && holds(call, Q, a.batch * a.tokens * a.q_step) &&
          (!turned || turns(call, COS, a.batch, a.tokens, a.rope / 2)) &&
          holds(call, CACHE, a.batch * a.room * a.latent) && holds(call, ROTARY_KEYS, a.batch * a.room * a.rope) &&
          holds(call, MASK, a.batch * a.keys) && holds(call, W_UK_Q, a.heads * a.latent_padded * a.nope) &&
@@ -191,7 +205,8 @@ void latent_attention(Call& call) {
 // --- grouped attention ---------------------------------------------------------------------------------------
 
 enum GroupedDim { G_HEADS, G_GROUPS, G_KEY, G_VALUE };
-enum GroupedKnob { G_FEW, G_MANY, G_TILE, G_BLOCK, G_SPAN };
+enum GroupedKnob { G_FEW, G_MANY, G_BLOCK, G_SPAN };
+enum GroupedFunction { G_MERGE = 6, G_WIDEN };  // behind those of both forms
 
 void attention(Call& call) {
   if (!has_rank(call, 0, 4) || !has_rank(call, 1, 4) || !has_rank(call, 3, 2)) return;
@@ -209,28 +224,33 @@ void attention(Call& call) {
   const bool few = share * tokens <= knobs[G_FEW];
   void* const* functions = call.row.functions + (few ? 0 : 3);
   const int64_t lanes = knobs[few ? G_FEW : G_MANY];
-  Form form{lanes, std::min(lanes, knobs[G_TILE]), key, value, knobs[G_BLOCK], knobs[G_SPAN], 0,
+  const auto widen = stores(call, 1, BF16) ? reinterpret_cast<Widen>(call.row.functions[G_WIDEN]) : nullptr;
+  const Cache past_keys{keys.as<char>(), key, widen}, past_values{values.as<char>(), value, widen};
+  Form form{lanes, key, value, key, knobs[G_BLOCK], knobs[G_SPAN],
+            knobs[G_BLOCK] * (key + value),
             reinterpret_cast<Score>(functions[0]), reinterpret_cast<Soften>(functions[1]),
-            reinterpret_cast<Weigh>(functions[2]), reinterpret_cast<Merge>(call.row.functions[6])};
+            reinterpret_cast<Weigh>(functions[2]), reinterpret_cast<Merge>(call.row.functions[G_MERGE]),
+            float(call.row.reals[0])};
   Job job{batch * groups, share * tokens, share, groups, seen, tokens, kGroupRows, mask.as<int64_t>()};
-  const float scale = call.row.reals[0];
   // Rows of a set go token by token; q and the result go head by head.
   auto place = [=](int64_t set, int64_t row) { return (set * share + row % share) * tokens + row / share; };
   attend(
       call, form, job,
-      [&](int64_t set, int64_t row, float* column) {
-        spread(q.as<float>() + place(set, row) * key, key, scale, column, form.lanes);
-      },
-      [&](int64_t set, int64_t start, int64_t count, float*) {
+      [&](int64_t set, int64_t row) { return Parts{q.as<float>() + place(set, row) * key, nullptr}; },
+      [&](int64_t set, int64_t start, int64_t count, float* memory) {
         const int64_t at = set * room + start;
-        const float* from = keys.as<float>() + at * key;
-        return Block{from, nullptr, values.as<float>() + at * value, from + count * key};
+        const float* first = past_keys.rows(at, count, memory);
+        return Block{first, nullptr, past_values.rows(at, count, memory), past_keys.row(at + count)};
       },
       [&](int64_t set, int64_t row) { return out + place(set, row) * value; });
 }
 
 constexpr Type latent_inputs[] = {F32, F32, F32, F32, F32, I64, F32, F32, F32};
+constexpr Type latent_bf16_inputs[] = {F32, F32, F32, F32, F32, I64, BF16, BF16, BF16};
+constexpr Type latent_over_bf16_inputs[] = {F32, F32, F32, BF16, BF16, I64, F32, F32, F32};
+constexpr Type latent_bf16_over_bf16_inputs[] = {F32, F32, F32, BF16, BF16, I64, BF16, BF16, BF16};
 constexpr Type grouped_inputs[] = {F32, F32, F32, I64};
+constexpr Type grouped_over_bf16_inputs[] = {F32, BF16, BF16, I64};
 constexpr Type one_output[] = {F32};
 
 }  // namespace
@@ -238,6 +258,14 @@ constexpr Type one_output[] = {F32};
 namespace kind {
 // Without rotation cos and sin are absent.
 extern const Kind latent_attention = {"latent_attention", 1, 9, 1, latent_inputs, one_output, moec::latent_attention};
+extern const Kind latent_attention_bf16 = {"latent_attention_bf16", 1, 9, 1, latent_bf16_inputs, one_output,
+                                           moec::latent_attention};
+extern const Kind latent_attention_over_bf16 = {
+    "latent_attention_over_bf16", 1, 9, 1, latent_over_bf16_inputs, one_output, moec::latent_attention};
+extern const Kind latent_attention_bf16_over_bf16 = {
+    "latent_attention_bf16_over_bf16", 1, 9, 1, latent_bf16_over_bf16_inputs, one_output, moec::latent_attention};
 extern const Kind attention = {"attention", 4, 4, 1, grouped_inputs, one_output, moec::attention};
+extern const Kind attention_over_bf16 = {
+    "attention_over_bf16", 4, 4, 1, grouped_over_bf16_inputs, one_output, moec::attention};
 }  // namespace kind
 }  // namespace moec

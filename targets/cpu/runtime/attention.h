@@ -13,11 +13,12 @@ using Score = void (*)(const float* first, const float* second, const float* nex
                        int32_t keys);
 using Soften = void (*)(float* s, const int32_t* at, const int32_t* limit, float* most, float* total, float* carry,
                         int32_t keys);
-using Weigh = void (*)(const float* s, const float* values, const float* next, float* acc, const float* carry,
-                       int32_t keys, int32_t tiles);
+using Weigh = void (*)(const float* s, const float* values, const void* next, float* acc, const float* carry,
+                       int32_t keys, int32_t used);
+using Widen = void (*)(const void* x, float* y, int32_t count);
 using Merge = void (*)(const float* acc, const float* most, const float* total, float* y, int64_t step,
                        int32_t parts);
-using Multiply = void (*)(const float* x, const int64_t* xat, const float* w, float* y, const int64_t* yat,
+using Multiply = void (*)(const float* x, const int64_t* xat, const void* w, float* y, const int64_t* yat,
                           const float* extra, int32_t panels);
 
 constexpr float kBottom = -3.0e38f;  // no key seen yet; differences of it stay numbers
@@ -26,18 +27,21 @@ constexpr int kHeights = 3;          // products come for 1, 2 and 4 rows
 constexpr int64_t kGroupRows = 128;  // rows that a block of keys serves while it is in the cache
 constexpr int64_t kMostTasks = 64;   // keys are not split further; merge has room for as many parts
 constexpr int64_t kMergeRows = 4;    // rows merged by one task
+constexpr int64_t kMaxLanes = 64, kSpread = 16;  // of a panel; columns of queries transposed at a time
 constexpr int64_t kMostPartials = 4 << 20;  // floats of half the sums to merge
 
 // One way to attend: how wide panels are and the functions generated for that width.
 struct Form {
-  int64_t lanes, tile;    // rows of a panel; rows weigh takes at a time
+  int64_t lanes;          // rows of a panel
   int64_t width, value;   // elements of a query, of a result
-  int64_t block, span;    // keys of a block; keys of a stretch, if the panels of a task are one
+  int64_t first;          // elements of a query's first part
+  int64_t block, span;    // keys of a block; keys of a stretch, at least
   int64_t room;           // floats that keys() below may fill
   Score score;
   Soften soften;
   Weigh weigh;
   Merge merge;
+  float scale;            // of queries
 };
 
 struct Job {
@@ -51,17 +55,41 @@ struct Job {
 
 // Keys and values of one block, and where the keys of the next lie.
 struct Block {
-  const float *first, *second, *values, *next;
+  const float *first, *second, *values;
+  const void* next;
 };
 
-// Copies a query into its lane of a panel; returns where its next part goes.
-inline float* spread(const float* from, int64_t count, float scale, float* column, int64_t lanes) {
-  for (int64_t d = 0; d < count; ++d) column[d * lanes] = from[d] * scale;
-  return column + count * lanes;
+// A cache [.., width] of float32 or, with a function that widens it, of bfloat16.
+struct Cache {
+  const char* data;
+  int64_t width;
+  Widen widen;
+
+  const void* row(int64_t at) const { return data + at * width * (widen ? 2 : 4); }
+  // Rows as float32: where they lie, or widened into memory for count * width floats, which then moves on.
+  const float* rows(int64_t at, int64_t count, float*& memory) const {
+    if (!widen) return static_cast<const float*>(row(at));
+    float* wide = memory;
+    widen(row(at), wide, int32_t(count * width));
+    memory += count * width;
+    return wide;
+  }
+};
+
+// A query lies in two parts.
+struct Parts {
+  const float *first, *second;
+};
+
+// Rows become the lanes of q [count, lanes], few columns at a time so that what is written stays in the cache.
+inline void spread(const float* const* rows, int64_t used, int64_t lanes, int64_t count, float scale, float* q) {
+  for (int64_t start = 0; start < count; start += kSpread)
+    for (int64_t i = 0; i < used; ++i)
+      for (int64_t d = start; d < std::min(count, start + kSpread); ++d) q[d * lanes + i] = rows[i][d] * scale;
 }
 
 // y[i] = x[i] @ w for rows `xstep` and `ystep` apart and a packed w; functions are those for 1, 2 and 4 rows.
-inline void multiply(void* const* functions, const float* x, int64_t xstep, const float* w, float* y, int64_t ystep,
+inline void multiply(void* const* functions, const float* x, int64_t xstep, const void* w, float* y, int64_t ystep,
                      int64_t rows, int64_t panels) {
   const int64_t xat[] = {0, xstep, 2 * xstep, 3 * xstep}, yat[] = {0, ystep, 2 * ystep, 3 * ystep};
   while (rows > 0) {
@@ -80,13 +108,13 @@ struct Division {
     panels = (job.rows + form.lanes - 1) / form.lanes;
     group = std::min(panels, std::max<int64_t>(1, job.group_rows / form.lanes));
     groups = (panels + group - 1) / group;
-    const int64_t span = std::max(form.block, form.span / group), floats = panels * form.lanes * form.value;
+    // Every stretch costs as much more as its sums take to merge, however many panels share it.
+    const int64_t floats = panels * form.lanes * form.value;
     splits = 1;
-    while (job.sets * groups * splits < kMostTasks && job.keys > span * splits * 3 / 2 &&
+    while (job.sets * groups * splits < kMostTasks && job.keys > form.span * splits * 3 / 2 &&
            job.sets * splits * floats < kMostPartials)
       splits *= 2;
-    // Whole blocks, and at most one that is not.
-    stretch = ((job.keys + splits - 1) / splits + form.block - 1) / form.block * form.block;
+    stretch = ((job.keys + splits - 1) / splits + kMaxKeyRows - 1) / kMaxKeyRows * kMaxKeyRows;
     splits = (job.keys + stretch - 1) / stretch;
   }
 };
@@ -154,11 +182,19 @@ struct Task {
     std::fill(sums.total, sums.total + count * lanes, 0.0f);
     for (int64_t i = 0; i < count * lanes; ++i) {
       const int64_t row = first * lanes + i;
-      float* column = q + i / lanes * lanes * form.width + i % lanes;
       limit[i] = row < job.rows ? int32_t(cached + row / job.rows_per_token + 1) : 0;
-      if (row < job.rows) query(set, row, column);
-      else
-        for (int64_t d = 0; d < form.width; ++d) column[d * lanes] = 0;
+    }
+    for (int64_t panel = 0; panel < count; ++panel) {
+      const float *parts[2][kMaxLanes];
+      float* to = q + panel * lanes * form.width;
+      const int64_t used = rows(panel);
+      for (int64_t i = 0; i < used; ++i) {
+        const Parts from = query(set, (first + panel) * lanes + i);
+        parts[0][i] = from.first, parts[1][i] = from.second;
+      }
+      if (used < lanes) std::fill(to, to + lanes * form.width, 0.0f);
+      spread(parts[0], used, lanes, form.first, form.scale, to);
+      spread(parts[1], used, lanes, form.width - form.first, form.scale, to + form.first * lanes);
     }
   }
 
@@ -184,13 +220,12 @@ struct Task {
     if (seen <= 0) return;
     form.score(block.first, block.second, block.values, q + row * form.width, s, int32_t(seen));
     form.soften(s, at, limit + row, sums.most + row, sums.total + row, carry, int32_t(seen));
-    form.weigh(s, block.values, block.next, sums.acc + row * form.value, carry, int32_t(seen),
-               int32_t((used + form.tile - 1) / form.tile));
+    form.weigh(s, block.values, block.next, sums.acc + row * form.value, carry, int32_t(seen), int32_t(used));
   }
 };
 
 // Attends every row of every set.
-//   query(set, row, column)            writes the row's scaled query down its lane (spread)
+//   query(set, row)                    the Parts of its query
 //   keys(set, start, count, room)      the Block of those keys, expanded into room if need be
 //   result(set, row)                   where the row's `value` numbers go
 template <class Query, class Keys, class Result>

@@ -1,0 +1,82 @@
+"""Values mixed by the weights that softmax gave their keys: the second half of attention over a block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T
+
+from .bfloat import BYTES
+from .matmul import FAR, LINE, divisor, loops
+
+
+def weigh(symbol: str, size: int, stride: int, lanes: int, rows: int, width: int, stored: str) -> Any:
+    """A function (s, values, next, acc, carry, keys, used): acc = acc * carry + s^T values.
+
+    s: float32[keys, lanes], of which the first `used` lanes count; values: float32, `keys` rows of `size`
+    elements, `stride` apart; acc: float32[lanes, size]; carry: float32[lanes]. At most `rows` lanes and
+    `width` columns are in registers together. This is all arithmetic, so memory has time: on the way, about
+    keys * size elements from `next` on, `stored` as in bfloat.py, are asked into the second-level cache.
+    """
+    width, tiles = divisor(size, width), -(-lanes // rows)
+    starts = [lanes * tile // tiles for tile in range(tiles + 1)]
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name(symbol)
+        T.func_attr({"global_symbol": symbol, "tirx.noalias": True})
+        kinds = {**dict.fromkeys(("S", "VALUES", "NEXT", "ACC", "CARRY"), "float32"), "NEXT": stored}
+        pointers = {name: T.arg(name.lower(), T.handle(kind)) for name, kind in kinds.items()}
+        keys, used = T.arg("keys", T.int32()), T.arg("used", T.int32())
+        far = T.int64(FAR)
+        shapes = {
+            "S": (keys, lanes),
+            "VALUES": (far,),
+            "NEXT": (far,),
+            "ACC": (lanes, size),
+            "CARRY": (lanes,),
+        }
+        buffers = {}
+        for name, shape in shapes.items():
+            kind, data = kinds[name], pointers[name]
+            buffers[name] = IRBuilder.name(name, T.decl_buffer(shape, kind, data=data, align=BYTES[kind]))
+        with loops(chunk=T.serial(size // width)) as (chunk,):
+            for tile, (first, last) in enumerate(pairwise(starts)):
+                with T.If(used > first), T.Then():
+                    turn = chunk * tiles + tile
+                    mix(buffers, first, last - first, chunk * width, width, keys, stride, turn, tiles)
+    return builder.get()
+
+
+def mix(
+    buffers: Mapping[str, Any],
+    first: int,
+    rows: int,
+    column: Any,
+    width: int,
+    keys: Any,
+    stride: int,
+    turn: Any,
+    turns: int,
+) -> None:
+    """Rows first.. and columns column.. over all keys; what is asked for goes by this turn, of `turns`."""
+    S, VALUES, NEXT, ACC, CARRY = (buffers[name] for name in ("S", "VALUES", "NEXT", "ACC", "CARRY"))
+    line = LINE * BYTES["float32"] // BYTES[str(NEXT.dtype)]
+    sums = IRBuilder.name("sums", T.alloc_buffer((rows, width), "float32", scope="global"))
+    with loops(r=T.unroll(rows), j=T.vectorized(width)) as (r, j):
+        T.buffer_store(sums, ACC[first + r, column + j] * CARRY[first + r], [r, j])
+    with loops(k=T.serial(keys)) as (k,):
+        with loops(part=T.unroll(max(width // turns // line, 1))) as (part,):
+            T.evaluate(prefetch(NEXT[(turn * keys + k) * width // turns + part * line]))
+        with loops(r=T.unroll(rows), j=T.vectorized(width)) as (r, j):
+            product = S[k, first + r] * VALUES[k * stride + column + j]
+            T.buffer_store(sums, sums[r, j] + product, [r, j])
+    with loops(r=T.unroll(rows), j=T.vectorized(width)) as (r, j):
+        T.buffer_store(ACC, sums[r, j], [first + r, column + j])
+
+
+def prefetch(element: Any) -> Any:
+    """Ask for a buffer's element into the second-level cache; harmless beyond the buffer's end."""
+    read, second_level, data = T.int32(0), T.int32(2), T.int32(1)
+    return T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(element), read, second_level, data)
