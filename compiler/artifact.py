@@ -10,19 +10,21 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from ..targets.cpu import isa
 from . import manifest as manifests
-from .blobs import Blobs, labels, nbytes
-from .interpret import WeightSource, evaluate_rows
-from .ir import Graph
+from . import verified
+from .blobs import Blobs, labels
+from .interpret import Observe, WeightSource
+from .ir import Graph, Value
 from .manifest import BadArtifact, File, Manifest
-from .onnx_graph import Naming, frontier, to_onnx
+from .onnx_graph import Naming, Stored, frontier, to_onnx
+from .slices import evaluated, nbytes
 
 MODEL = "model.onnx"
 # The oldest onnxruntime that runs functions where no kernel is registered, and the newest that was tried.
@@ -31,6 +33,7 @@ ONNXRUNTIME = {"oldest": "1.27", "tested": "1.32"}
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux
 
 Verify = Literal["full", "size"]
+Slice = TypeVar("Slice")
 
 
 class OutputTaken(ValueError):
@@ -116,25 +119,39 @@ def _swap(folder: Path, out: Path) -> None:
 
 
 def store(
-    folder: Path, graph: Graph, weights: WeightSource, naming: Naming, progress: Callable[[int, int], None]
+    folder: Path,
+    graph: Graph,
+    weights: WeightSource,
+    naming: Naming,
+    progress: Callable[[int, int], None],
+    observe: Observe | None = None,
 ) -> dict[str, File]:
-    """Write the model and its weights, one slice of a tensor at a time; gives all files of the folder.
+    """Write the model and its weights, some slices of a tensor at a time; gives all files of the folder.
 
     naming: the op name of each region with a kernel (see onnx_graph). progress: told bytes done and all.
+    observe: called with all that is computed of the weights (see interpret).
     Raises ValueError for a graph that ONNX cannot express.
     """
-    values, stored, blobs = frontier(graph), {}, Blobs(folder)
-    total, done = sum(map(nbytes, values)), 0
-    for name, value in zip(labels(values), values):
-        stored[value] = blobs.add(name, value, evaluate_rows(value, weights))
-        done += stored[value].length
-        progress(done, total)
+    values, blobs = frontier(graph), Blobs(folder)
+    stored: dict[Value, Stored] = {}
+    names = dict(zip(values, labels(values)))
+    total = sum(nbytes(value.type) for value in values)
+    for group, slices in evaluated(values, weights, observe):
+        named = [(names[value], value) for value in group]
+        stored.update(zip(group, blobs.add(named, telling(slices, lambda: progress(blobs.written, total)))))
     blobs.close()
     (folder / MODEL).write_bytes(to_onnx(graph, stored, naming).SerializeToString())
     others = {
         path.name: fingerprint(path) for path in sorted(folder.iterdir()) if path.name not in blobs.files
     }
     return {**others, **blobs.files}
+
+
+def telling(slices: Iterable[Slice], tell: Callable[[], None]) -> Iterator[Slice]:
+    """The slices; `tell` is called when one has been used."""
+    for each in slices:
+        yield each
+        tell()
 
 
 def fingerprint(path: Path) -> File:
@@ -146,7 +163,7 @@ def fingerprint(path: Path) -> File:
 def verify(folder: Path, how: Verify = "full") -> Manifest:
     """The manifest of a sound artifact that this machine can run; nothing is opened but to read or hash it.
 
-    "full" hashes every byte; "size" only compares sizes, for artifacts that cannot have changed.
+    "full" hashes every byte that may have changed since it was last hashed here; "size" only compares sizes.
     Raises BadArtifact: newer schema; file missing, altered or outside the folder; unfit CPU or onnxruntime.
     """
     found = manifests.read(folder)
@@ -156,15 +173,24 @@ def verify(folder: Path, how: Verify = "full") -> Manifest:
         if needed and needed not in found.files:
             raise BadArtifact(f"{folder / manifests.NAME} does not list {needed!r}; compile the model again")
     if how == "full":
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            digests = pool.map(lambda name: fingerprint(folder / name), found.files)
-            for (name, file), actual in zip(found.files.items(), digests):
-                if actual != file:
-                    raise BadArtifact(
-                        f"{folder / name} was altered: its SHA-256 is not the manifest's; copy it again"
-                    )
+        _expect_content(folder, found)
     _expect_machine(folder, found)
     return found
+
+
+def _expect_content(folder: Path, found: Manifest) -> None:
+    """Files that may have changed since they were last hashed here have the SHA-256 of the manifest."""
+    known = verified.unchanged(folder)
+    files = {name: file for name, file in found.files.items() if name not in known}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        digests = pool.map(lambda name: fingerprint(folder / name), files)
+        for (name, file), actual in zip(files.items(), digests):
+            if actual != file:
+                raise BadArtifact(
+                    f"{folder / name} was altered: its SHA-256 is not the manifest's; copy it again"
+                )
+    if files:
+        verified.remember(folder, found.files)
 
 
 def _expect_inside(folder: Path, name: str, file: File) -> None:
@@ -206,11 +232,18 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".")[:2])
 
 
-def open_session(folder: Path, found: Manifest, threads: int | None = None, kernels: bool = True) -> Any:
+def open_session(
+    folder: Path,
+    found: Manifest,
+    threads: int | None = None,
+    kernels: bool = True,
+    profile: Path | None = None,
+) -> Any:
     """An onnxruntime.InferenceSession on a verified artifact; weights are mapped, not read.
 
     threads: of the session's intra-op pool, None for onnxruntime's choice. Without `kernels` the functions
     behind the custom ops run instead: standard ops, slow, and the reference for the kernels.
+    profile: how the path begins to which onnxruntime's profile is written when the session ends it.
     """
     import onnxruntime
 
@@ -218,7 +251,16 @@ def open_session(folder: Path, found: Manifest, threads: int | None = None, kern
     options.log_severity_level = 3
     if threads is not None:
         options.intra_op_num_threads = threads
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     library = found.target.get("library")
     if kernels and library:
         options.register_custom_ops_library(str(folder / library))
-    return onnxruntime.InferenceSession(str(folder / MODEL), options, providers=["CPUExecutionProvider"])
+    # Unpacked ahead of time, weights of few bits would fill the memory.
+    unpacked = not kernels and any(each.format.startswith("int") for each in found.weights)
+    return onnxruntime.InferenceSession(
+        str(folder / MODEL),
+        options,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=["ConstantFolding"] if unpacked else None,
+    )

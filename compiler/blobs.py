@@ -12,6 +12,7 @@ import numpy as np
 from .ir import DTYPES, Array, Value, walk
 from .manifest import File
 from .onnx_graph import Stored
+from .slices import nbytes
 
 LIMIT = 1 << 30  # a file takes tensors up to this many bytes, so that files can be hashed side by side
 PAGE, HUGE = 1 << 12, 1 << 16
@@ -27,12 +28,32 @@ class Blobs:
         self._hash = hashlib.sha256()
         self._offset = 0
         self._count = 0
+        self.written = 0  # bytes in all files
         self.files: dict[str, File] = {}
 
-    def add(self, name: str, value: Value, slices: Iterable[Array]) -> Stored:
-        """Append one tensor, given as slices along its first axis; gives the span it takes."""
+    def add(self, tensors: Sequence[tuple[str, Value]], slices: Iterable[Sequence[Array]]) -> list[Stored]:
+        """Append tensors (name, value) that come together, a slice of each at a time; gives their spans.
+
+        The first goes to disk as it comes. The others wait for it in memory, so they should be small.
+        """
+        first, *others = tensors
+        kept: list[list[Array]] = [[] for _ in others]
+
+        def streamed() -> Iterator[Array]:
+            for array, *rest in slices:
+                for parts, part in zip(kept, rest, strict=True):
+                    parts.append(part)
+                yield array
+
+        return [
+            self._add(*first, streamed()),
+            *(self._add(*each, parts) for each, parts in zip(others, kept)),
+        ]
+
+    def _add(self, name: str, value: Value, slices: Iterable[Array]) -> Stored:
+        """Append one tensor, given as slices along its first axis."""
         dtype = DTYPES[value.type.dtype]
-        length = nbytes(value)
+        length = nbytes(value.type)
         if self._file is None or self._offset + length > self._limit:
             self._next()
         self._write(bytes(-self._offset % (HUGE if length >= 1 << 20 else PAGE)))
@@ -64,11 +85,7 @@ class Blobs:
         self._file.write(data)
         self._hash.update(data)
         self._offset += len(data)
-
-
-def nbytes(value: Value) -> int:
-    """Bytes of a value of fixed shape."""
-    return int(value.type.elements) * int(DTYPES[value.type.dtype].itemsize)
+        self.written += len(data)
 
 
 def labels(values: Sequence[Value]) -> Iterator[str]:

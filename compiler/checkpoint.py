@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -244,6 +245,8 @@ class RandomWeights:
     def __init__(self, seed: int, shapes: Mapping[str, Shape]) -> None:
         self.seed = seed
         self.shapes = dict(shapes)
+        numbers = (re.search(r"layers\.(\d+)\.", name) for name in shapes)
+        self.layers = max((int(found[1]) + 1 for found in numbers if found), default=1)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
         """Rows start..stop of axis 0, f32."""
@@ -264,18 +267,24 @@ class RandomWeights:
     def _block(self, name: str, number: int, shape: Shape) -> Array:
         key = int.from_bytes(hashlib.sha256(f"{self.seed} {name}".encode()).digest()[:16], "little")
         generator = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, number, 0]))
-        mean, deviation = moments(name, self.shapes[name])
+        mean, deviation = moments(name, self.shapes[name], self.layers)
         drawn: Array = generator.standard_normal(shape, dtype=np.float32)
         drawn *= np.float32(deviation)
         drawn += np.float32(mean)
         return drawn
 
 
-def moments(name: str, shape: Shape) -> tuple[float, float]:
-    """Mean and standard deviation for a parameter, so that activations keep their size and experts differ."""
+def moments(name: str, shape: Shape, layers: int) -> tuple[float, float]:
+    """Mean and standard deviation for a parameter, so that activations keep their size and experts differ.
+
+    What each of the layers adds to the residual twice, after attention and after experts, sums up to about
+    what it began with, as in models that are trained from such weights (GPT-2's initialisation).
+    """
     if len(shape) == 1:
         return (1.0, 0.1) if "norm" in name else (0.0, 0.05)
     if name.endswith("embed_tokens.weight"):
         return 0.0, 1.0
     spread = 2.0 if name.endswith("mlp.gate.weight") else 1.0
+    if re.search(r"(o_proj|down_proj)(\.weight)?$", name):
+        spread = 1 / math.sqrt(2 * layers)
     return 0.0, spread / math.sqrt(shape[-1])

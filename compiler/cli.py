@@ -14,6 +14,7 @@ EXAMPLES = """
 \b
 Examples:
   moec compile ./DeepSeek-V2-Lite -o lite --budget 2m
+  moec compile ./DeepSeek-V2-Lite -o small --quant int4
   moec compile --config ./DeepSeek-V3 --random-weights 0 -o shape
   moec compile my_package.models:tiny -o tiny
   moec run lite --tokens 100000,549,6077 --max-new 32
@@ -48,6 +49,7 @@ def refusals() -> tuple[type[Exception], ...]:
         "checkpoint": ("BadModel",),
         "convert": ("UnsupportedOp",),
         "manifest": ("BadArtifact",),
+        "policy": ("BadPolicy",),
         "artifact": ("OutputTaken",),
         "proof": ("NotProven",),
         "runner": ("BadRequest",),
@@ -55,6 +57,7 @@ def refusals() -> tuple[type[Exception], ...]:
     rooms = {f"{__package__}.{name}": errors for name, errors in homes.items()}
     parent = str(__package__).rpartition(".")[0]
     rooms |= {f"{parent}.targets.base": ("CannotBuild",), f"{parent}.tuning.log": ("BadLog",)}
+    rooms |= {f"{parent}.passes.precision": ("UnmetRule",)}
     return tuple(
         getattr(sys.modules[room], name)
         for room, names in rooms.items()
@@ -104,6 +107,25 @@ with_isa = click.option("--isa", help="Instruction set, such as x86-64-v3; defau
 with_log = click.option(
     "--log", type=click.Path(path_type=Path), help="Tuning log; default: in the user's data folder."
 )
+with_quant = click.option(
+    "--quant",
+    default="none",
+    show_default=True,
+    type=click.Choice(["none", "bf16", "int8", "int4"]),
+    help="How to store weights; routers and norms stay f32, a few others are kept wider.",
+)
+with_quant_config = click.option(
+    "--quant-config",
+    type=click.Path(path_type=Path),
+    help='JSON or TOML that overrides --quant for tensors by name: {"*.experts.*": "int4"}.',
+)
+with_cache = click.option(
+    "--cache",
+    default="f32",
+    show_default=True,
+    type=click.Choice(["f32", "bf16"]),
+    help="How earlier tokens are kept; bf16 takes half the memory.",
+)
 with_watch = click.option(
     "--watch", type=click.Path(path_type=Path), help="Write the graph after each pass into this folder."
 )
@@ -123,6 +145,9 @@ def main() -> None:
 @click.argument("model", default="")
 @with_config
 @click.option("--random-weights", type=int, metavar="SEED", help="Make the weights up, from this seed.")
+@with_quant
+@with_quant_config
+@with_cache
 @with_target
 @with_isa
 @click.option(
@@ -190,24 +215,42 @@ def run(
 @click.option("--prompt", default=64, show_default=True, type=click.IntRange(1), help="Tokens of the prompt.")
 @click.option("--max-new", default=32, show_default=True, type=click.IntRange(1), help="Tokens to decode.")
 @click.option("--batch", default=1, show_default=True, type=click.IntRange(1), help="Sequences at once.")
+@click.option("--runs", default=5, show_default=True, type=click.IntRange(1), help="Times to do it all.")
+@click.option("--profile", "where", is_flag=True, help="Also show which kernels and nodes the time goes to.")
 @with_threads
 @as_json
-def bench(artifact: Path, prompt: int, max_new: int, batch: int, threads: int | None, machine: bool) -> None:
+def bench(
+    artifact: Path,
+    prompt: int,
+    max_new: int,
+    batch: int,
+    runs: int,
+    where: bool,
+    threads: int | None,
+    machine: bool,
+) -> None:
     """Time prefill and decode of ARTIFACT, and count the bytes they move."""
     from dataclasses import asdict
 
     from .bench import bench, default_threads
-    from .report import speeds
+    from .profile import profile
+    from .report import phases
     from .runner import load
 
     threads = threads or default_threads()
-    found = bench(load(artifact, threads), prompt, max_new, batch, threads)
-    say(machine, asdict(found), lambda console: console.print(speeds(found)))
+    model = load(artifact, threads)
+    found = bench(model, prompt, max_new, batch, threads, runs)
+    parts = profile(model, prompt, max_new, batch, threads) if where else []
+    data = asdict(found) | ({"phases": [asdict(part) for part in parts]} if where else {})
+    say(machine, data, lambda console: console.print(phases(found, parts)))
 
 
 @main.command()
 @click.argument("what", default="")
 @with_config
+@with_quant
+@with_quant_config
+@with_cache
 @with_target
 @with_isa
 @with_log
@@ -251,8 +294,8 @@ def log_show(log: Path | None, machine: bool) -> None:
 @as_json
 def devices(machine: bool) -> None:
     """What this machine can build for, run on and measure."""
-    from .driver import devices
     from .report import machines
+    from .rooms import devices
 
     found = devices()
     say(machine, found, lambda console: console.print(machines(found)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import math
 import os
 import time
 from collections import Counter
@@ -12,22 +12,27 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..passes.caches import NarrowCaches
 from ..passes.layout import pack, packed
+from ..passes.precision import Policy, Precision
 from ..targets.base import CannotBuild, Kernel
-from ..tuning.fingerprint import cpu_model, here
+from ..tuning.fingerprint import here
 from ..tuning.log import Log, default_path
 from ..tuning.measure import Worker
 from ..tuning.plan import Plan, make_plan
 from ..tuning.search import Budget, tune
 from ..tuning.search import Progress as Trial
-from . import artifact, costs, library, pipeline, proof
+from . import artifact, costs, library, pipeline, proof, verified
 from . import manifest as manifests
 from .ir import B, Graph, L, Miss, Node, S, T
-from .manifest import File, Manifest, PlannedKernel
+from .manifest import File, Manifest, PlannedKernel, StoredWeight
 from .onnx_graph import Naming
 from .ops.region import REGION
 from .pipeline import PassReport
+from .policy import NONE, policy_of
 from .report import Report, html
+from .rooms import target_of
+from .rounding import Rounding, stored_weights
 from .source import BadModel, Source, resolve
 
 if TYPE_CHECKING:
@@ -76,6 +81,9 @@ def compile_model(
     check: bool = False,
     config: str | Path | None = None,
     random_weights: int | None = None,
+    quant: str = NONE,
+    quant_config: Path | None = None,
+    cache: str = "f32",
     threads: int | None = None,
     prove: bool = True,
     progress: Progress = quiet,
@@ -83,12 +91,15 @@ def compile_model(
     """Compile a model into the folder `out`, which appears whole or not at all.
 
     model: a Hugging Face folder or "package.module:function"; or config, a config.json, with
-    random_weights, a seed. isa: what the artifact may use, None for this machine's. budget: how much to
-    tune ("0", "2m", "40t"). retune: search on where the log already has a result. log: the tuning log.
-    watch: a folder for the graph after each pass. check: compare numbers around each pass. threads: that
-    it will be run with, None for this machine's. prove: compare the artifact with PyTorch, if this
-    machine can run it.
-    Raises BadModel, UnsupportedOp, OutputTaken, CannotBuild, BadLog or NotProven: sentences for the user.
+    random_weights, a seed. quant: how weights are stored ("int8", "int4", "bf16", "none"), and quant_config,
+    a file of patterns of tensors' names and their formats. cache: how a caller keeps what is known of earlier
+    tokens, "f32" or "bf16". isa: what the artifact may use, None for this
+    machine's. budget: how much to tune ("0", "2m", "40t"). retune: search on where the log already has a
+    result. log: the tuning log. watch: a folder for the graph after each pass. check: compare numbers around
+    each pass. threads: that it will be run with, None for this machine's. prove: compare the artifact with
+    PyTorch, if this machine can run it.
+    Raises BadModel, BadPolicy, UnmetRule, UnsupportedOp, OutputTaken, CannotBuild, BadLog or NotProven:
+    sentences for the user.
     """
     clock, machine = Clock(progress), target_of(target, isa)
     threads = threads or len(os.sched_getaffinity(0))
@@ -97,25 +108,28 @@ def compile_model(
     source = resolve(model, Path(config) if config else None, random_weights)
     if source.config and not source.checkpoint and source.seed is None:
         raise BadModel(f"{source.name}: a config alone has no weights to compile; add --random-weights SEED")
+    policy = policy_of(quant, quant_config)
     with artifact.writing(Path(out), force) as folder:
-        front = understand(source, machine, clock, watch, check)
+        front = understand(source, machine, clock, watch, check, policy, cache)
         with clock.step("tune"):
             plan = planned(front, machine, known, Budget.parse(budget), threads, progress, retune)
         with clock.step("emit") as tell:
-            jobs = [(kernel, choice.schedule) for kernel, choice in plan.items()]
+            jobs = [(kernel, choice.schedules) for kernel, choice in plan.items()]
             machine.link(library.emit_all(machine, jobs, tell), folder / machine.library)
         with clock.step("write") as tell:
             graph, names = laid_out(front, machine, plan)
-            files = artifact.store(folder, graph, front.traced.weights, names, tell)
-        manifest = describe(front, machine, plan, files)
+            rounding = Rounding()
+            files = artifact.store(folder, graph, front.traced.weights, names, tell, rounding.observe)
+        manifest = describe(front, machine, plan, files, stored_weights(graph, rounding))
         manifest.write(folder)
         if prove and machine.runs_here:
             with clock.step("prove"):
-                facts = front.traced.facts
-                manifest = manifest.proven(proof.prove(folder, front.source, facts.vocab if facts else None))
+                rounded = policy is not None or cache != "f32"
+                manifest = manifest.proven(proven(front, folder, rounded))
         report = Report(manifest, Path(out), clock.seconds, known.problems)
         (folder / REPORT).write_text(html(report), encoding="utf-8")
         manifest.write(folder)
+    verified.remember(Path(out), manifest.files)
     return report
 
 
@@ -127,6 +141,9 @@ def explain(
     log: str | Path | None = None,
     watch: Path | None = None,
     config: str | Path | None = None,
+    quant: str = NONE,
+    quant_config: Path | None = None,
+    cache: str = "f32",
     threads: int | None = None,
     progress: Progress = quiet,
 ) -> Report:
@@ -140,10 +157,12 @@ def explain(
     threads = threads or len(os.sched_getaffinity(0))
     shapes = Path(config or model)
     source = resolve(model, shapes if config or shapes.exists() else None)
-    front = understand(source, machine, clock, watch, check=False)
+    policy = policy_of(quant, quant_config)
+    front = understand(source, machine, clock, watch, False, policy, cache)
     known = Log(Path(log or default_path()))
     plan = planned(front, machine, known, NOTHING, threads, quiet)
-    return Report(describe(front, machine, plan, {}), None, clock.seconds, known.problems)
+    weights = stored_weights(laid_out(front, machine, plan)[0], Rounding())
+    return Report(describe(front, machine, plan, {}, weights), None, clock.seconds, known.problems)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +177,15 @@ class Front:
     misses: Sequence[Miss]
 
 
-def understand(source: Source, machine: Any, clock: Clock, watch: Path | None, check: bool) -> Front:
+def understand(
+    source: Source,
+    machine: Any,
+    clock: Clock,
+    watch: Path | None,
+    check: bool,
+    policy: Policy | None,
+    cache: str,
+) -> Front:
     """Trace the model and run the target's passes. No weight is read unless numbers are to be checked."""
     from .trace import trace
 
@@ -168,7 +195,9 @@ def understand(source: Source, machine: Any, clock: Clock, watch: Path | None, c
     with clock.step("passes"):
         feeds = pipeline.random_feeds(traced.graph, SMALL) if check else {}
         checked = pipeline.Check(traced.weights, feeds) if check else None
-        graph, reports = pipeline.run(traced.graph, machine.passes, misses=misses, watch=watch, check=checked)
+        narrow = [NarrowCaches()] if cache == "bf16" else []
+        passes = (*narrow, *machine.passes, *([Precision(policy, machine.formats)] if policy else []))
+        graph, reports = pipeline.run(traced.graph, passes, misses=misses, watch=watch, check=checked)
         kernels = {node: machine.kernel_of(node) for node in graph if node.op is REGION}
     return Front(source, traced, graph, kernels, reports, misses)
 
@@ -224,13 +253,15 @@ def laid_out(front: Front, machine: Any, plan: Plan) -> tuple[Graph, Naming]:
         node: machine.layout_of(kernel, plan[kernel].schedule) for node, kernel in front.kernels.items()
     }
     names = {
-        packed(node, layouts[node]).attrs["body"]: machine.op_name(kernel, plan[kernel].schedule)
+        packed(node, layouts[node]).attrs["body"]: machine.op_name(kernel, plan[kernel].schedules)
         for node, kernel in front.kernels.items()
     }
     return pack(front.graph, layouts), lambda region: names.get(region.attrs["body"])
 
 
-def describe(front: Front, machine: Any, plan: Plan, files: Mapping[str, File]) -> Manifest:
+def describe(
+    front: Front, machine: Any, plan: Plan, files: Mapping[str, File], weights: Sequence[StoredWeight]
+) -> Manifest:
     """All that is known before the artifact is run."""
     uses = Counter(front.kernels.values())
     facts, stored = front.traced.facts, costs.cache_bytes(front.graph)
@@ -247,9 +278,9 @@ def describe(front: Front, machine: Any, plan: Plan, files: Mapping[str, File]) 
         files=files,
         kernels=[
             PlannedKernel(
-                machine.op_name(kernel, chosen.schedule),
+                machine.op_name(kernel, chosen.schedules),
                 str(kernel),
-                chosen.schedule,
+                chosen.rows(),
                 chosen.why,
                 uses[kernel],
                 round(chosen.gain, 3),
@@ -264,32 +295,14 @@ def describe(front: Front, machine: Any, plan: Plan, files: Mapping[str, File]) 
         },
         active_bytes_per_token=costs.active_bytes(front.graph),
         passes=[asdict(report) for report in front.passes],
+        weights=weights,
         misses=[str(miss) for miss in front.misses],
         positions=facts.positions if facts else None,
     )
 
 
-def target_of(name: str, isa: str | None) -> Any:
-    """The target of that name for an instruction set. Raises CannotBuild with what there is."""
-    if name not in rooms():
-        raise CannotBuild(f"there is no target {name!r}; there is {', '.join(rooms())}")
-    try:
-        return room_of(name).target(isa)
-    except ValueError as error:
-        raise CannotBuild(str(error)) from None
-
-
-def devices() -> list[dict[str, Any]]:
-    """What each target finds on this machine."""
-    return [{"device": cpu_model(), **room_of(room).here()} for room in rooms()]
-
-
-def room_of(name: str) -> Any:
-    """The module of a target."""
-    return importlib.import_module(f"..targets.{name}.target", __package__)
-
-
-def rooms() -> list[str]:
-    """The targets there are."""
-    targets = Path(__file__).parents[1] / "targets"
-    return sorted(each.parent.name for each in targets.glob("*/target.py"))
+def proven(front: Front, folder: Path, rounded: bool) -> Mapping[str, Any]:
+    """The artifact in the folder beside PyTorch; rounded: whether any number is stored narrower."""
+    facts, shapes = front.traced.facts, front.traced.shapes.values()
+    weights = FLOAT_BYTES * sum(map(math.prod, shapes))
+    return proof.prove(folder, front.source, facts.vocab if facts else None, rounded, weights)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-SCHEMA = 1
+SCHEMA = 2
 NAME = "manifest.json"
 SEAL = "sha256"  # of all else in the file
 
@@ -31,17 +31,31 @@ class File:
 class PlannedKernel:
     """One row of the kernel library.
 
-    why: where the schedule came from, "tuned", "log" or "default"; gain: the default's time over its time;
+    schedules: which counts of tokens (tokens: "1-4", "5+") each schedule serves, with its gain.
+    why: where they came from, "tuned", "log" or "default"; gain: the default's time over its time;
     tried: how many schedules were ever measured for this kernel on such a machine. uses: nodes with it.
     """
 
     name: str
     kernel: str
-    schedule: Mapping[str, int | str]
+    schedules: Sequence[Mapping[str, Any]]
     why: str
     uses: int
     gain: float = 1.0
     tried: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWeight:
+    """One weight: the tensors it is made of, its format, and the bytes that all its forms take.
+
+    error: RMS of what is stored less the weight, over RMS of the weight; None where it was not measured.
+    """
+
+    name: str
+    format: str
+    bytes: int
+    error: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +77,7 @@ class Manifest:
     cache: Mapping[str, int]
     active_bytes_per_token: int
     passes: Sequence[Mapping[str, Any]]
+    weights: Sequence[StoredWeight] = ()
     misses: Sequence[str] = ()
     positions: int | None = None
     proof: Mapping[str, Any] | None = None
@@ -117,7 +132,8 @@ def parse(content: Any, path: Path) -> Manifest:
         listed = content["files"].items()
         files = {str(name): File(int(each["size"]), str(each["sha256"])) for name, each in listed}
         kernels = tuple(PlannedKernel(**each) for each in content["kernels"])
-        manifest = Manifest(**{**content, "files": files, "kernels": kernels})
+        weights = tuple(StoredWeight(**each) for each in content["weights"])
+        manifest = Manifest(**{**content, "files": files, "kernels": kernels, "weights": weights})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadArtifact(
             f"{path} lacks what schema {content['schema']} has: {error}; compile again"

@@ -13,10 +13,30 @@ from rich.table import Table
 from rich.text import Text
 
 from ..tuning.log import Log
+from ..tuning.plan import gains, served
 from ..tuning.record import Record
 from .bench import Bench
 from .manifest import Manifest, PlannedKernel
+from .profile import Phase
 
+NUMBERS = (
+    "tensors",
+    "bytes",
+    "error",
+    "mean error",
+    "worst error",
+    "fired",
+    "uses",
+    "s",
+    "trials",
+    "gain",
+    "threads",
+    "calls",
+    "ms",
+    "share",
+    "GB/s of weights",
+    "of the read bandwidth",
+)
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -54,7 +74,7 @@ def size(count: float) -> str:
 def render(report: Report, misses: int = 5) -> RenderableType:
     """The whole report: passes, kernels, and what came of it. misses: how many near misses to spell out."""
     found = report.manifest
-    return Group(passes(found), kernels(found), outcome(report), *near(found, misses))
+    return Group(passes(found), kernels(found), formats(found), outcome(report), *near(found, misses))
 
 
 def passes(found: Manifest) -> Table:
@@ -67,10 +87,31 @@ def passes(found: Manifest) -> Table:
 
 
 def kernels(found: Manifest) -> Table:
-    """Each kernel, how many nodes use it, its schedule, where that came from, and what it gained."""
+    """Each kernel, how many nodes use it, its schedules by tokens, where they came from, what they gained."""
     table = _table("kernel", "uses", "schedule", "why")
     for each in found.kernels:
-        table.add_row(each.kernel, str(each.uses), _spelled(each.schedule), _why(each))
+        table.add_row(each.kernel, str(each.uses), _served(each.schedules), _why(each))
+    return table
+
+
+def formats(found: Manifest) -> Table:
+    """How many weights have each format, their bytes, and how far they are off what they were."""
+    table = _table("format", "tensors", "bytes", "mean error", "worst error", "worst tensor")
+    for format in dict.fromkeys(each.format for each in found.weights):
+        same = [each for each in found.weights if each.format == format]
+        errors = [(each.error, each.name) for each in same if each.error is not None]
+        worst, name = max(errors, default=(0.0, ""))
+        shown = (f"{sum(e for e, _ in errors) / len(errors):.2%}", f"{worst:.2%}", name) if worst else ()
+        table.add_row(format, str(len(same)), size(sum(each.bytes for each in same)), *shown)
+    return table
+
+
+def weights(found: Manifest) -> Table:
+    """Each weight, its format, its bytes, and its error."""
+    table = _table("weight", "format", "bytes", "error")
+    for each in found.weights:
+        error = "" if each.error is None else f"{each.error:.3%}"
+        table.add_row(each.name, each.format, size(each.bytes), error)
     return table
 
 
@@ -83,6 +124,9 @@ def outcome(report: Report) -> Table:
     if report.out is not None:
         table.add_row("artifact", f"{report.out}: {size(found.size)} in {len(found.files)} files")
         table.add_row("against PyTorch", proof(found.proof))
+        if judged := (found.proof or {}).get("kernels"):
+            name, errors = max(judged.items(), key=lambda each: float(each[1]["max_error"]))
+            table.add_row("kernels", f"at most {errors['max_error']:.1e} off standard ops ({name})")
     if tried := sum(each.tried for each in found.kernels):
         won = [each.gain for each in found.kernels if each.gain > 1]
         best = f", by {max(won):.2f}x at most" if won else ""
@@ -98,10 +142,15 @@ def proof(found: Mapping[str, Any] | None) -> str:
     """The comparison with eager PyTorch in one line."""
     if found is None:
         return "not compared"
-    errors = f"error {found['max_error']:.1e} at most, {found['mean_error']:.1e} on average"
+    if "skipped" in found:
+        return str(found["skipped"])
+    errors = [f"error {found['max_error']:.1e} at most, {found['mean_error']:.1e} on average"]
     if "tokens" not in found:
-        return errors
-    return f"{errors}; {found['tokens_equal']} of {found['tokens']} greedy tokens equal"
+        return errors[0]
+    if "kernels" in found:
+        errors.append(f"logits {found['logit_error']:.2%} off (RMS)")
+        errors.append(f"{found['tokens_agreed']} of {found['tokens']} tokens the same after the same text")
+    return "; ".join([*errors, f"{found['tokens_equal']} of {found['tokens']} greedy tokens equal"])
 
 
 def near(found: Manifest, most: int) -> Iterable[Text]:
@@ -130,6 +179,44 @@ def speeds(found: Bench) -> Table:
     return table
 
 
+def phases(found: Bench, phases: Sequence[Phase]) -> RenderableType:
+    """Speeds, then where the time of a step of each phase goes."""
+    return Group(
+        speeds(found), *(part for each in phases for part in ("", *spent(each, found.read_bandwidth)))
+    )
+
+
+def spent(phase: Phase, ceiling: float) -> Iterable[RenderableType]:
+    """A sentence and a table about one phase. ceiling: bytes per second that this machine reads."""
+    per_layer = f", {phase.nodes / phase.layers:.1f} a layer" if phase.layers else ""
+    step = f"{phase.name}, a step of {phase.tokens} tokens: {phase.seconds * 1e3:.2f} ms"
+    profiler = f"onnxruntime's profiler adds {phase.profiler_seconds * 1e3:.2f} ms"
+    yield Text(f"{step}, {phase.nodes} nodes{per_layer}; {profiler}")
+    table = _table("where", "calls", "ms", "share", "GB/s of weights", "of the read bandwidth")
+    for part in phase.kernels:
+        speed = (
+            (f"{part.bandwidth / 1e9:.1f}", f"{part.bandwidth / ceiling:.0%}") if part.weight_bytes else ()
+        )
+        table.add_row(f"kernel {part.name}", f"{part.calls:.0f}", *_of(part.seconds, phase.seconds), *speed)
+    for part in phase.others:
+        table.add_row(f"node {part.name}", f"{part.calls:.0f}", *_of(part.seconds, phase.seconds))
+    table.add_section()
+    sums = {
+        "all kernels": phase.kernel_seconds,
+        "all other nodes": phase.other_seconds,
+        "onnxruntime between nodes": phase.onnxruntime_seconds,
+        "outside of onnxruntime": phase.outside_seconds,
+    }
+    for name, seconds in sums.items():
+        table.add_row(name, "", *_of(seconds, phase.seconds))
+    yield table
+
+
+def _of(seconds: float, whole: float) -> tuple[str, str]:
+    """Milliseconds, and their share."""
+    return f"{seconds * 1e3:.3f}", f"{seconds / whole:.1%}"
+
+
 def best(log: Log) -> list[dict[str, Any]]:
     """The fastest schedule that a log knows for each kernel and kind of machine."""
     groups: dict[tuple[Any, ...], Record] = {}
@@ -138,7 +225,8 @@ def best(log: Log) -> list[dict[str, Any]]:
         if record.beats and record.ratio is not None:
             groups[key] = min(record, groups.get(key, record), key=lambda each: each.ratio or 1.0)
     return [
-        {"kernel": str(each.kernel), "schedule": dict(each.schedule), "gain": 1 / (each.ratio or 1.0)}
+        {"kernel": str(each.kernel), "gain": 1 / (each.ratio or 1.0)}
+        | {"schedules": served(each.schedules, gains(each.schedules, each.ratios))}
         | {"trials": sum((r.kernel, r.fingerprint) == key for r in log.records), **asdict(each.fingerprint)}
         for key, each in groups.items()
     ]
@@ -148,7 +236,7 @@ def records(log: Log) -> Table:
     """The same as a table."""
     table = _table("kernel", "trials", "gain", "schedule", "isa", "threads", "cpu")
     for each in best(log):
-        row = (each["kernel"], each["trials"], f"{each['gain']:.2f}x", _spelled(each["schedule"]))
+        row = (each["kernel"], each["trials"], f"{each['gain']:.2f}x", _served(each["schedules"]))
         table.add_row(*map(str, (*row, each["isa"], each["threads"], each["cpu"])))
     return table
 
@@ -167,14 +255,14 @@ def machines(found: Sequence[Mapping[str, Any]]) -> Table:
 def html(report: Report) -> str:
     """The report as a page of its own."""
     console = Console(record=True, width=160, file=io.StringIO())
-    console.print(render(report, misses=len(report.manifest.misses)))
+    console.print(render(report, misses=len(report.manifest.misses)), weights(report.manifest))
     return console.export_html()
 
 
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        number = column in ("fired", "uses", "s", "trials", "gain", "threads")
+        number = column in NUMBERS
         table.add_column(column, justify="right" if number else "left", overflow="fold")
     return table
 
@@ -191,5 +279,10 @@ def _why(kernel: PlannedKernel) -> str:
     return ", ".join([kernel.why, *gain, *([f"{kernel.tried} tried"] if kernel.tried else [])])
 
 
-def _spelled(schedule: Mapping[str, int | str]) -> str:
-    return " ".join(f"{knob}={value}" for knob, value in schedule.items())
+def _served(schedules: Sequence[Mapping[str, Any]]) -> str:
+    """A schedule for calls of any size, or a line for each: "1-4: nr=32 mr=8, 1.12x"."""
+    lines = [" ".join(f"{knob}={value}" for knob, value in each["schedule"].items()) for each in schedules]
+    if len(lines) == 1:
+        return lines[0]
+    gained = [f", {each['gain']:.2f}x" if each["gain"] > 1 else "" for each in schedules]
+    return "\n".join(f"{each['tokens']}: {line}{gain}" for each, line, gain in zip(schedules, lines, gained))

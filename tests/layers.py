@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from moec.compiler.interpret import interpret
-from moec.compiler.ir import B, Graph, L, S, T, Value, make
+from moec.compiler.ir import B, Graph, L, Node, S, T, Value, make
 from moec.compiler.ops.attention import SDPA
 from moec.compiler.ops.cache import APPEND, CAUSAL_MASK, FILLED, POSITIONS
 from moec.compiler.ops.dense import LINEAR
@@ -91,8 +91,13 @@ def grouped_attention(x: Value, i: int) -> tuple[Value, tuple[Value, ...]]:
     return RESHAPE(TRANSPOSE(out, perm=(0, 2, 1, 3)), shape=(B, T, HEADS * ROPE)), (keys, values)
 
 
-def experts(x: Value, i: int) -> Value:
-    """x [B,T,H] through chosen and shared experts."""
+def experts(x: Value, i: int, shared: int = WIDTH) -> Value:
+    """x [B,T,H] through chosen experts and shared ones of that width."""
+    return ADD(routed(x, i)[0], gated(x, i, shared))
+
+
+def routed(x: Value, i: int) -> tuple[Value, Value]:
+    """x [B,T,H] through chosen experts, and which those are [B*T,k]."""
     flat = RESHAPE(x, shape=(B * T, HIDDEN))
     logits = LINEAR(flat, weight(f"{i}.gate", EXPERTS, HIDDEN))
     ids, weights = make(TOP_K_GATE, logits, weight(f"{i}.bias", EXPERTS), scores="sigmoid", k=CHOSEN,
@@ -100,15 +105,19 @@ def experts(x: Value, i: int) -> Value:
     order, ends = make(PERMUTE, ids, experts=EXPERTS).values
     rows = GROUPED_MATMUL(flat, order, ends, weight(f"{i}.up", EXPERTS, 2 * WIDTH, HIDDEN), share=CHOSEN)
     y = GROUPED_MATMUL(SWIGLU(rows), order, ends, weight(f"{i}.down", EXPERTS, HIDDEN, WIDTH), share=0)
-    routed = RESHAPE(COMBINE(y, order, weights), shape=(B, T, HIDDEN))
-    return ADD(routed, gated(x, i))
+    return RESHAPE(COMBINE(y, order, weights), shape=(B, T, HIDDEN)), ids
 
 
-def gated(x: Value, i: int) -> Value:
+def gated(x: Value, i: int, width: int = WIDTH) -> Value:
     """x [B,T,H] through a gated feed-forward."""
-    return LINEAR(
-        SWIGLU(LINEAR(x, weight(f"{i}.wide", 2 * WIDTH, HIDDEN))), weight(f"{i}.narrow", HIDDEN, WIDTH)
-    )
+    hidden = SWIGLU(LINEAR(x, weight(f"{i}.wide", 2 * width, HIDDEN)))
+    return LINEAR(hidden, weight(f"{i}.narrow", HIDDEN, width))
+
+
+def apart() -> Graph:
+    """What the decoders have in fewer kernels: a dense feed-forward, and a gate whose choice is returned."""
+    x = INPUT(name="x", dtype="f32", shape=(B, T, HIDDEN))
+    return Graph((x,), (gated(x, 0), *routed(x, 1)), ("dense", "experts", "ids"))
 
 
 def decoder(layers: int = 1, lora: bool = True, latent: bool = True) -> Graph:
@@ -176,4 +185,14 @@ def assert_same(before: Graph, after: Graph, **sizes: int) -> None:
 def count(graph: Graph) -> dict[str, int]:
     """How many nodes of each op, or of each kind of region, there are; sources left out."""
     names = [node.attrs.get("kind", node.op.name) for node in graph if node.inputs]
+    return {name: names.count(name) for name in sorted(set(names))}
+
+
+def running(graph: Graph) -> dict[str, int]:
+    """The same of those nodes that run with the model; what weights are made of is computed before."""
+    moving: list[Node] = []
+    for node in graph:
+        if node.op is INPUT or any(value.node in moving for value in node.inputs):
+            moving.append(node)
+    names = [node.attrs.get("kind", node.op.name) for node in moving if node.inputs]
     return {name: names.count(name) for name in sorted(set(names))}

@@ -29,7 +29,7 @@ KERNELS = {
     family: {"latent_attention": 2, "latent_write": 2, "attention": 0, "append": 0, "experts": 1}
     for family in LATENT
 } | {"qwen3_moe": {"latent_attention": 0, "latent_write": 0, "attention": 2, "append": 4, "experts": 2}}
-EXPERTS = ("top_k_gate", "permute", "grouped_swiglu", "grouped_combine")
+EXPERTS = ("route", "grouped_swiglu", "grouped_combine")
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,8 @@ def test_one_token_reads_the_weights_of_its_experts_only(compiled: Compile, coun
     close(artifact.logits(ids), logits_of(copy.deepcopy(made.model).double(), ids))
     read = {kind: total - before[kind] for kind, total in weight_bytes(artifact).items()}
     config = made.model.config
-    matrix = config.num_experts_per_tok * config.moe_intermediate_size * config.hidden_size * 4
+    experts = config.num_experts_per_tok + config.n_shared_experts
+    matrix = experts * config.moe_intermediate_size * config.hidden_size * 4
     assert (read["grouped_swiglu"], read["grouped_combine"]) == (2 * matrix, matrix)
 
 

@@ -161,7 +161,7 @@ def test_a_second_compile_runs_no_trial(own: Any, tmp_path: Path) -> None:
             prove=False,
             progress=lambda step, done, total: steps.append(step) if "trial" in step else None,
         )
-        return [(each.kernel, each.schedule) for each in report.manifest.kernels]
+        return [(each.kernel, each.schedules) for each in report.manifest.kernels]
 
     first = tuned("pair", "first")
     assert len(first) == 2

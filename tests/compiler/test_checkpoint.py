@@ -181,6 +181,8 @@ SHAPES = {
     "model.layers.0.mlp.gate.weight": (16, 64),
     "model.layers.0.mlp.gate.e_score_correction_bias": (16,),
     "model.layers.0.mlp.experts.gate_up_proj": (5, 96, 700),
+    "model.layers.7.mlp.experts.down_proj": (3, 64, 48),
+    "model.layers.7.self_attn.o_proj.weight": (64, 64),
     "lm_head.weight": (3000, 64),
 }
 
@@ -210,6 +212,9 @@ def test_random_weights_keep_activations_in_size() -> None:
     assert abs(weights.read("model.embed_tokens.weight").std() - 1) < 0.02
     assert abs(weights.read("lm_head.weight").std() * 8 - 1) < 0.02
     assert abs(weights.read("model.norm.weight").mean() - 1) < 0.05
+    for name in ("model.layers.7.mlp.experts.down_proj", "model.layers.7.self_attn.o_proj.weight"):
+        array = weights.read(name)  # of 8 layers, each of which adds to the residual twice
+        assert abs(array.std() * np.sqrt(array.shape[-1]) * 4 - 1) < 0.05
     bias = weights.read("model.layers.0.mlp.gate.e_score_correction_bias")
     assert 0 < np.abs(bias).max() < 0.5
     logits = (

@@ -19,10 +19,15 @@ from command import moec, printed
 from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
-from moec.compiler import load
+from moec.compiler import bench, load
 from moec.compiler.driver import explain
 from moec.compiler.report import render
+from moec.compiler.rooms import target_of
+from moec.targets.base import Kernel
 from moec.targets.cpu import isa
+from moec.tuning.fingerprint import here
+from moec.tuning.log import Log
+from moec.tuning.record import Record
 
 from .. import models
 
@@ -68,6 +73,53 @@ def test_what_tuning_brought_is_told(compiled: tuple[Path, Any]) -> None:
     assert f"9 schedules measured on such a machine; {beaten}" in shown.getvalue()
 
 
+def test_schedules_by_tokens_are_told(compiled: tuple[Path, Any]) -> None:
+    report = explain(str(compiled[0]))
+    kernel = next(each for each in report.manifest.kernels if each.schedules[0]["schedule"])
+    (one,) = kernel.schedules
+    other = {**one["schedule"], "mr": 7}
+    both = [{**one, "tokens": "1-4"}, {"tokens": "5+", "schedule": other, "gain": 1.5}]
+    shown = io.StringIO()
+    Console(file=shown, width=300).print(
+        render(replace(report, manifest=replace(report.manifest, kernels=[replace(kernel, schedules=both)])))
+    )
+    few, many = (line for line in shown.getvalue().splitlines() if "nr=" in line)
+    spelled = " ".join(f"{knob}={value}" for knob, value in one["schedule"].items())
+    assert f" 1-4: {spelled} " in few
+    assert " 5+: " in many
+    assert " mr=7 " in many
+    assert many.rstrip().endswith(", 1.50x")
+
+
+def test_schedules_by_tokens_reach_the_library(compiled: tuple[Path, Any], hub: Path, tmp_path: Path) -> None:
+    log, machine = Log(tmp_path / "log.jsonl"), target_of("cpu", None)
+    place = here(machine.capabilities.name, 1, machine.folder)
+    for each in compiled[1]["kernels"]:
+        kind, *dims, dtype = each["kernel"].split()
+        sizes = tuple((name, int(size)) for name, size in (dim.split("=") for dim in dims))
+        kernel, schedule = Kernel(kind, sizes, dtype=dtype), each["schedules"][0]["schedule"]
+        if "mr" in schedule:
+            larger = {5: {**schedule, "mr": 4, "grain": 256}}
+            log.append(
+                Record(
+                    kernel, place, schedule, "ok", "", {}, 0.8, True, larger=larger, ratios={1: 1.0, 5: 0.64}
+                )
+            )
+    out = tmp_path / "out"
+    report = printed("compile", hub, "-o", out, "--log", log.path, "--threads", 1)
+    assert report["proof"]["max_error"] < 1e-4
+    assert report["proof"]["tokens_equal"] == report["proof"]["tokens"] > 0
+    found = [kernel for kernel in report["kernels"] if "mr" in kernel["schedules"][0]["schedule"]]
+    assert {(kernel["why"], kernel["gain"]) for kernel in found} == {("log", 1.25)}
+    assert {tuple((row["tokens"], row["gain"]) for row in kernel["schedules"]) for kernel in found} == {
+        (("1-4", 1.0), ("5+", 1.562))
+    }
+    assert {kernel["name"] for kernel in found}.isdisjoint(each["name"] for each in compiled[1]["kernels"])
+    (best, *_) = printed("log", "show", "--log", log.path)
+    assert [row["tokens"] for row in best["schedules"]] == ["1-4", "5+"]
+    assert "5+: " in moec("log", "show", "--log", log.path).stdout
+
+
 def test_run_gives_the_tokens_of_transformers(compiled: tuple[Path, Any]) -> None:
     prompt = models.tokens(1, 5)
     wanted = models.build(FAMILY).generate(
@@ -102,6 +154,32 @@ def test_bench_counts_bytes(compiled: tuple[Path, Any]) -> None:
     assert found["decode_tokens_per_second"] > 0
     assert found["cache_bytes_per_token"] == 176
     assert found["weights_per_token"] > found["active_bytes_per_token"] / 2
+
+
+def test_bench_says_where_the_time_goes(compiled: tuple[Path, Any]) -> None:
+    sizes = ("--prompt", 5, "--max-new", 3, "--batch", 2, "--runs", 1, "--threads", 1)
+    prefill, decode = printed("bench", compiled[0], *sizes, "--profile")["phases"]
+    assert (prefill["name"], prefill["tokens"]) == ("prefill", 10)
+    assert (decode["name"], decode["tokens"]) == ("decode", 2)
+    for phase in (prefill, decode):
+        where = ("kernel_seconds", "other_seconds", "onnxruntime_seconds", "outside_seconds")
+        assert sum(phase[part] for part in where) == pytest.approx(phase["seconds"])
+        assert phase["kernel_seconds"] == pytest.approx(sum(part["seconds"] for part in phase["kernels"]))
+        assert sum(part["calls"] for part in (*phase["kernels"], *phase["others"])) == phase["nodes"]
+        assert phase["layers"] == models.LAYERS
+        calls = {part["name"]: part["calls"] for part in phase["kernels"]}
+        assert calls["latent_attention"] == models.LAYERS
+        assert not set(calls) & {part["name"] for part in phase["others"]}
+    shown = moec("bench", compiled[0], *sizes, "--profile").stdout
+    assert f"{decode['nodes'] / models.LAYERS:.1f} a layer" in shown
+    assert "onnxruntime between nodes" in shown
+
+
+def test_bench_of_a_library_that_counts_otherwise(
+    compiled: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.ctypes, "CDLL", lambda path: object())
+    assert "counts as another moec did: compile the model again" in refused("bench", compiled[0])
 
 
 def test_explain_of_the_artifact_and_of_the_config_agree(

@@ -67,6 +67,7 @@ def write(folder: Path, target: Target | None = None, force: bool = False) -> Pa
     """The toy as an artifact: its products as kernels where a target is given, else in standard ops only."""
     from moec.compiler.library import emit_all
     from moec.passes.layout import pack, packed
+    from moec.tuning.plan import served
 
     graph, names, kernels = model(), {}, {}
     with artifact.writing(folder, force) as partial:
@@ -74,8 +75,8 @@ def write(folder: Path, target: Target | None = None, force: bool = False) -> Pa
             graph = linear_kernels(graph)
             regions = [node for node in graph if node.op is region.REGION]
             plan = {node: target.kernel_of(node) for node in regions}
-            schedules = {kernel: target.space(kernel).default for kernel in plan.values()}
-            layouts = {node: target.layout_of(kernel, schedules[kernel]) for node, kernel in plan.items()}
+            schedules = {kernel: target.space(kernel).defaults for kernel in plan.values()}
+            layouts = {node: target.layout_of(kernel, schedules[kernel][1]) for node, kernel in plan.items()}
             kernels = {target.op_name(*job): job for job in schedules.items()}
             names = {
                 packed(n, layouts[n]).attrs["body"]: target.op_name(k, schedules[k]) for n, k in plan.items()
@@ -94,7 +95,7 @@ def write(folder: Path, target: Target | None = None, force: bool = False) -> Pa
             },
             onnxruntime=artifact.ONNXRUNTIME,
             files=files,
-            kernels=[PlannedKernel(n, str(k), s, "default", 1) for n, (k, s) in kernels.items()],
+            kernels=[PlannedKernel(n, str(k), served(s, {}), "default", 1) for n, (k, s) in kernels.items()],
             toolchain={},
             cache=NONE,
             active_bytes_per_token=0,

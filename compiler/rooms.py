@@ -1,0 +1,36 @@
+"""The targets there are, each found by its folder."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from ..targets.base import CannotBuild
+from ..tuning.fingerprint import cpu_model
+
+
+def target_of(name: str, isa: str | None) -> Any:
+    """The target of that name for an instruction set. Raises CannotBuild with what there is."""
+    if name not in rooms():
+        raise CannotBuild(f"there is no target {name!r}; there is {', '.join(rooms())}")
+    try:
+        return room_of(name).target(isa)
+    except ValueError as error:
+        raise CannotBuild(str(error)) from None
+
+
+def devices() -> list[dict[str, Any]]:
+    """What each target finds on this machine."""
+    return [{"device": cpu_model(), **room_of(room).here()} for room in rooms()]
+
+
+def room_of(name: str) -> Any:
+    """The module of a target."""
+    return importlib.import_module(f"..targets.{name}.target", __package__)
+
+
+def rooms() -> list[str]:
+    """The targets there are."""
+    targets = Path(__file__).parents[1] / "targets"
+    return sorted(each.parent.name for each in targets.glob("*/target.py"))
