@@ -22,7 +22,7 @@ test: $(STAMP)
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/pytest
 
-# Takes hours and 20 GB of disk the first time. SECTIONS="moe lite" runs some of it.
+# The first time it builds llama.cpp and two models, about 20 GB. SECTIONS="moe lite" runs some of it.
 bench-cpu: $(STAMP)
 	$(BIN)/python -m pip install --quiet -e '.[bench,llama]'
 	$(BIN)/python -m tests.benchmarks.run $(SECTIONS)

@@ -31,3 +31,25 @@ def close(result: Any, expected: torch.Tensor, tolerance: float = 2e-6) -> None:
 
 def tensors(*arrays: Any) -> list[torch.Tensor]:
     return [torch.from_numpy(np.array(array)) for array in arrays]
+
+
+# Of 8 experts, the three that each token chooses.
+CHOICES = {
+    "first": [[0, 1, 2]],
+    "last": [[7, 3, 5]],
+    "three for all": [[2, 4, 6]] * 40,
+    "all on one": [[5, 5, 5]] * 9,
+    "uneven": [[token % 8, (token + 1) % 8, 7 - token % 8] for token in range(50)],
+}
+
+
+class Recording:
+    """Weights that remember what was read of them."""
+
+    def __init__(self, **arrays: Any) -> None:
+        self.arrays = arrays
+        self.reads: list[tuple[str, int, int | None]] = []
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Any:
+        self.reads.append((name, start, stop))
+        return self.arrays[name][start:stop]

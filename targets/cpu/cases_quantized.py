@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from ...compiler.ir import Array
+from ...compiler.ops.quantize import GROUP, RANGES
 from ..base import Kernel
 from .lower import BITS
 
-GROUP = 32  # numbers that share a scale
 TOLERANCE = 1e-3  # of the largest value: codes of x may differ where a quotient falls between two of them
 
 
@@ -47,7 +47,7 @@ def weight(
 
     Big ones repeat after a million values, which makes them fast to make.
     """
-    low, high = (-127, 127) if BITS[kernel.weights] == 8 else (-8, 7)
+    low, high = RANGES[BITS[kernel.weights]]
     size = int(np.prod(shape))
     codes = random.integers(low, high, min(size, 1_000_003), np.int8, endpoint=True)
     scales = random.uniform(0.2, 1, min(size // GROUP, 1_000_003)).astype(np.float16) / np.float16(high)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from arrays import Recording
 
 from moec.compiler import slices as sliced
 from moec.compiler.interpret import Unfit, bind, evaluate, interpret
@@ -27,18 +28,6 @@ def source(name: str, *sizes: Any, dtype: str = "f32") -> Value:
 
 def weight(name: str, *sizes: int, dtype: str = "f32") -> Value:
     return sources.CONSTANT(name=name, dtype=dtype, shape=sizes)
-
-
-class Recording:
-    """Weights that remember what was read of them."""
-
-    def __init__(self, **arrays: Any) -> None:
-        self.arrays = arrays
-        self.reads: list[tuple[str, int, int | None]] = []
-
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> Any:
-        self.reads.append((name, start, stop))
-        return self.arrays[name][start:stop]
 
 
 def test_binds_sizes_that_need_others_first() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from arrays import real
+from arrays import Recording, real
 
 from moec.compiler import slices as sliced
 from moec.compiler.interpret import evaluate
@@ -24,18 +24,6 @@ from moec.compiler.slices import Slices, evaluated, in_order, together
 
 def weight(name: str, *sizes: int) -> Value:
     return CONSTANT(name=name, dtype="f32", shape=sizes)
-
-
-class Recording:
-    """Weights that remember what was read of them."""
-
-    def __init__(self, **arrays: Any) -> None:
-        self.arrays = arrays
-        self.reads: list[tuple[str, int, int | None]] = []
-
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> Any:
-        self.reads.append((name, start, stop))
-        return self.arrays[name][start:stop]
 
 
 def packed(w: Value, lanes: int = 4, halves: int = 1) -> tuple[Value, Value]:

@@ -232,3 +232,14 @@ def test_every_policy_says_what_becomes_of_each_role() -> None:
     for policy in POLICIES.values():
         assert set(policy.roles) == set(ALL)
         assert policy.roles["router"] == "f32"
+
+
+def test_int4_spares_what_costs_the_most_quality_for_its_bytes() -> None:
+    wide = {role: format for role, format in POLICIES["int4"].roles.items() if format != "int4"}
+    assert wide == {
+        "embedding": "bf16",
+        "router": "f32",
+        "latent up": "bf16",
+        "latent down": "int8",
+        "head": "int8",
+    }

@@ -9,6 +9,7 @@ from random import Random
 
 import numpy as np
 import pytest
+from arrays import CHOICES
 
 from moec.targets.base import Kernel, Schedule
 from moec.targets.cpu import isa
@@ -65,17 +66,7 @@ def test_one_by_one(level: isa.Isa, build: Build) -> None:
 
 
 @pytest.mark.parametrize("kind", ["grouped_swiglu", "grouped_combine"])
-@pytest.mark.parametrize(
-    "chosen",
-    [
-        [[0, 1, 2]],
-        [[7, 3, 5]],
-        [[2, 4, 6]] * 40,
-        [[5, 5, 5]] * 9,
-        [[token % 8, (token + 1) % 8, 7 - token % 8] for token in range(50)],
-    ],
-    ids=["first", "last", "three for all", "all on one", "uneven"],
-)
+@pytest.mark.parametrize("chosen", CHOICES.values(), ids=CHOICES)
 def test_experts_without_tokens(
     kind: str, chosen: Sequence[Sequence[int]], level: isa.Isa, build: Build
 ) -> None:

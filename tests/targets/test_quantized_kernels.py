@@ -10,6 +10,7 @@ from random import Random
 
 import numpy as np
 import pytest
+from arrays import CHOICES
 
 from moec.compiler.bench import Counter
 from moec.targets.base import Kernel, Schedule
@@ -78,17 +79,7 @@ def test_every_height_at_the_size_of_a_model(kind: str, weights: str, level: isa
 
 @pytest.mark.parametrize("kind", ["grouped_swiglu", "grouped_combine"])
 @pytest.mark.parametrize("weights", FORMATS)
-@pytest.mark.parametrize(
-    "chosen",
-    [
-        [[0, 1, 2]],
-        [[7, 3, 5]],
-        [[2, 4, 6]] * 40,
-        [[5, 5, 5]] * 9,
-        [[t % 8, (t + 1) % 8, 7 - t % 8] for t in range(50)],
-    ],
-    ids=["first", "last", "three for all", "all on one", "uneven"],
-)
+@pytest.mark.parametrize("chosen", CHOICES.values(), ids=CHOICES)
 def test_experts_without_tokens(
     kind: str, weights: str, chosen: Sequence[Sequence[int]], level: isa.Isa, build: Build
 ) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 from tvm.tirx.script import builder as T
 
-from .codes import CODES, GROUP, START, Group, Shape, registers
+from ....compiler.ops.quantize import GROUP
+from .codes import CODES, START, Group, Shape, registers
 
 INSTRUCTION = "tdpbsud"
 LANES = 16

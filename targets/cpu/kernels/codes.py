@@ -13,7 +13,8 @@ from typing import Any, Protocol
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-GROUP = 32  # numbers that share a scale
+from ....compiler.ops.quantize import GROUP
+
 # A record in int32: codes, then scale, then start.
 CODES = GROUP // 4
 SCALE, START, RECORD = CODES, CODES + 1, CODES + 2

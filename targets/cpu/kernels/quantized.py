@@ -13,11 +13,12 @@ from typing import Any
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
+from ....compiler.ops.quantize import GROUP
 from ...base import Kernel, Schedule
 from ..isa import Isa
 from ..lower import BITS
 from . import amx
-from .codes import GROUP, RECORD, SCALE, START, Group, Products, Shape, registers
+from .codes import RECORD, SCALE, START, Group, Products, Shape, registers
 from .dot import Dot, call, dot
 from .matmul import FAR, FINISH, divisor, finished, loops, prefetch
 
