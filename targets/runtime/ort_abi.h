@@ -80,11 +80,14 @@ constexpr Function<Status, OrtSessionOptions*, OrtCustomOpDomain*> AddCustomOpDo
 constexpr Function<Status, OrtValue*, void**> GetTensorMutableData{51};
 constexpr Function<Status, const OrtTensorTypeAndShapeInfo*, size_t*> GetDimensionsCount{61};
 constexpr Function<Status, const OrtTensorTypeAndShapeInfo*, int64_t*, size_t> GetDimensions{62};
+constexpr Function<Status, const OrtTensorTypeAndShapeInfo*, size_t*> GetTensorShapeElementCount{64};
 constexpr Function<Status, const OrtValue*, OrtTensorTypeAndShapeInfo**> GetTensorTypeAndShape{65};
 constexpr Function<Status, const OrtKernelContext*, size_t*> KernelContext_GetInputCount{88};
 constexpr Function<Status, const OrtKernelContext*, size_t, const OrtValue**> KernelContext_GetInput{90};
 constexpr Function<Status, OrtKernelContext*, size_t, const int64_t*, size_t, OrtValue**> KernelContext_GetOutput{91};
+constexpr Function<void, OrtStatus*> ReleaseStatus{93};
 constexpr Function<void, OrtTensorTypeAndShapeInfo*> ReleaseTensorTypeAndShapeInfo{99};
+constexpr Function<Status, const OrtKernelInfo*, size_t, int*, const OrtValue**> KernelInfoGetConstantInput_tensor{249};
 constexpr Function<Status, const OrtKernelContext*, void (*)(void*, size_t), size_t, size_t, void*>
     KernelContext_ParallelFor{274};
 

@@ -6,6 +6,7 @@
 
 #include "kernel.h"
 #include "ort_abi.h"
+#include "pages.h"
 
 void* const* ort::table = nullptr;
 
@@ -37,6 +38,36 @@ OrtStatus* compute(void* kernel, OrtKernelContext* context) {
   if (!call.status()) op.row->kind->compute(call);
   __atomic_fetch_add(&op.counter.nanoseconds, clock_now() - start, __ATOMIC_RELAXED);
   return call.status();
+}
+
+size_t element_size(Type type) {
+  switch (type) {
+    case U8: case I8: case BOOL: return 1;
+    case F16: case BF16: return 2;
+    case F32: case I32: return 4;
+    case I64: case F64: return 8;
+  }
+  return 0;
+}
+
+// Has the weights of a kernel mapped. That they are not yet constant, or not at all, is no error: nothing is lost.
+void map_weights(const Kind& kind, const OrtKernelInfo* info) {
+  for (int i = 0; i < kind.inputs; ++i) {
+    int constant = 0;
+    const OrtValue* value = nullptr;
+    OrtTensorTypeAndShapeInfo* shape = nullptr;
+    size_t count = 0;
+    void* data = nullptr;
+    OrtStatus* status = ort::KernelInfoGetConstantInput_tensor(info, size_t(i), &constant, &value);
+    if (!status && constant && value) {
+      status = ort::GetTensorTypeAndShape(value, &shape);
+      if (!status) status = ort::GetTensorShapeElementCount(shape, &count);
+      if (!status) status = ort::GetTensorMutableData(const_cast<OrtValue*>(value), &data);
+      if (!status) map_pages(data, count * element_size(kind.input_types[i]));
+    }
+    if (shape) ort::ReleaseTensorTypeAndShapeInfo(shape);
+    if (status) ort::ReleaseStatus(status);
+  }
 }
 
 size_t nothing(int** inputs, int** outputs) {
@@ -71,8 +102,12 @@ Operator describe(const Row& row) {
   op.GetStartVersion = [](Op) { return 1; };
   op.GetEndVersion = [](Op) { return INT32_MAX; };
   // A kernel keeps no state, so the operator itself serves as one.
-  op.CreateKernel = [](Op op, const void*, const OrtKernelInfo*) -> void* { return const_cast<OrtCustomOp*>(op); };
-  op.CreateKernelV2 = [](Op op, const void*, const OrtKernelInfo*, void** kernel) -> OrtStatus* {
+  op.CreateKernel = [](Op op, const void*, const OrtKernelInfo* info) -> void* {
+    map_weights(kind(op), info);
+    return const_cast<OrtCustomOp*>(op);
+  };
+  op.CreateKernelV2 = [](Op op, const void*, const OrtKernelInfo* info, void** kernel) -> OrtStatus* {
+    map_weights(kind(op), info);
     *kernel = const_cast<OrtCustomOp*>(op);
     return nullptr;
   };
@@ -231,6 +266,7 @@ EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase
     return ort::CreateStatus(ort::kFail, text);
   }
   if (moec::refuse(text, sizeof text)) return ort::CreateStatus(ort::kFail, text);
+  moec::begin_mapping();
   if (!moec::domain)
     if (OrtStatus* status = moec::make_domain()) return status;
   return ort::AddCustomOpDomain(options, moec::domain);

@@ -31,9 +31,11 @@ def divisor(size: int, most: int) -> int:
     return next(part for part in range(min(size, most), 0, -1) if size % part == 0)
 
 
-def prefetch(element: Any) -> Any:
-    """Ask for the cache line that holds a buffer's element; harmless beyond the buffer's end."""
-    read, keep, data = T.int32(0), T.int32(3), T.int32(1)
+def prefetch(element: Any, level: int = 1) -> Any:
+    """Ask for the cache line that holds a buffer's element, into the first cache or the second; harmless
+    beyond the buffer's end.
+    """
+    read, keep, data = T.int32(0), T.int32(4 - level), T.int32(1)
     return T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(element), read, keep, data)
 
 
