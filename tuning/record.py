@@ -2,6 +2,30 @@
 
 It never names a model, a layer or a file, and nothing in it is ever executed: a line is parsed as JSON and
 checked field by field, and its schedule is only used if the kernel's own Space admits it.
+
+The fields of a line, schema 1. Those marked + came later: a line without them is read as if they were empty.
+
+    schema       1. A line with a larger number is kept, left out with a sentence, and never rewritten.
+    kernel       kind ("linear"), dims {"k": 2048, "n": 1408}, dtype ("int4", "f32+bf16"): as in targets.base
+    fingerprint  isa, cpu, threads, generator: all else that a time depends on, as in fingerprint.py
+    schedule     {knob: whole number or text}, for calls from one token
+    status       ok; wrong (other numbers than the reference); crashed; timeout; refused (by a rule of the
+                 space); done: no trial, a search of this kernel ended and kept this schedule
+    reason       one sentence, for all but ok
+    samples      {point of the profile ("m=64", "m=64 zipf"): [seconds per call, ...]}
+    ratio        its time over the default's, the mean of ratios; null if it was not timed
+    beats        whether it won against the best of all, by more than the noise, twice
+    versions     {tool: version} of what built it
+    profile      which calls it was timed with: "standard", or "trace:" and a hash of the recorded routing;
+                 with " warm" behind it if weights were in a cache
+    time         when, ISO 8601, UTC
+    larger +     {tokens: schedule} for calls from so many tokens (targets.base.BUCKETS)
+    ratios +     {tokens: ratio} in the bucket that begins at so many tokens
+    leads +      whether it won against the best of its layout of weights
+    noise +      half the width of ratio's confidence interval, as a fraction of ratio; null if unknown
+
+kernel, fingerprint and profile are the key. Of a kernel's records that beat, the least ratio is best; ties go
+by the schedule and then by the whole line, so that it does not matter in which order logs are merged.
 """
 
 from __future__ import annotations
@@ -26,6 +50,10 @@ class BadRecord(ValueError):
     """A line that is no record of this schema; the text says which field and what was expected."""
 
 
+class LaterRecord(BadRecord):
+    """A line of a schema that this moec does not know yet."""
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """One schedule of one kernel, tried once.
@@ -35,6 +63,7 @@ class Record:
     where a bucket of tokens begins, from interleaved runs, so they do not drift with the machine; ratio is
     their mean. leads says that it won against the best one before it of its layout by more than the noise,
     twice; beats, that it did against the best of all (the first that ran counts as won, with ratio 1).
+    noise is half the width of the ratio's confidence interval, as a fraction of the ratio.
     """
 
     kernel: Kernel
@@ -51,6 +80,7 @@ class Record:
     larger: Schedules = field(default_factory=dict)
     ratios: Mapping[int, float] = field(default_factory=dict)
     leads: bool = False
+    noise: float | None = None
 
     @property
     def schedules(self) -> Schedules:
@@ -76,6 +106,11 @@ def bare(kernel: Kernel) -> Kernel:
     return replace(kernel, reals=())
 
 
+def by_speed(record: Record) -> tuple[float, str, str]:
+    """Orders records, fastest first, in one way whatever the order of their lines."""
+    return math.inf if record.ratio is None else record.ratio, spelled(record.schedules), record.line()
+
+
 def spelled(schedules: Schedules) -> str:
     """One spelling for schedules of calls of any size, to compare and to order by."""
     return json.dumps(schedules, sort_keys=True)
@@ -89,8 +124,9 @@ def parse(line: bytes) -> Record:
         raise BadRecord(f"not JSON ({bad})") from bad
     if not isinstance(data, dict):
         raise BadRecord(f"expected a JSON object, found {type(data).__name__}")
-    if data.get("schema") != SCHEMA:
-        raise BadRecord(f"schema {data.get('schema')!r}, this moec reads {SCHEMA}")
+    if (schema := data.get("schema")) != SCHEMA:
+        later = type(schema) is int and schema > SCHEMA
+        raise (LaterRecord if later else BadRecord)(f"schema {schema!r}, this moec reads {SCHEMA}")
     kernel, place = _get(data, "kernel", dict), _get(data, "fingerprint", dict)
     _expect(
         _get(data, "status", str) in STATUSES, f"status is {data['status']!r}, expected one of {STATUSES}"
@@ -112,6 +148,7 @@ def parse(line: bytes) -> Record:
         versions=_table(data, "versions", (str,)),
         profile=_get(data, "profile", str),
         time=_get(data, "time", str),
+        noise=_noise(data),
         **_by_tokens(data),
     )
 
@@ -169,6 +206,13 @@ def _ratio(data: Mapping[str, Any]) -> float | None:
     _expect(ratio is None or _positive(ratio), f"ratio is {ratio!r}, expected a positive number or null")
     _expect(data["status"] != "ok" or ratio is not None, "status is ok but there is no ratio")
     return ratio
+
+
+def _noise(data: Mapping[str, Any]) -> float | None:
+    noise = data.get("noise")  # older records have none
+    exact = type(noise) in (int, float) and noise == 0
+    _expect(noise is None or exact or _positive(noise), f"noise is {noise!r}, expected a number or null")
+    return noise
 
 
 def _positive(number: object) -> bool:

@@ -39,19 +39,21 @@ def test_a_record_survives_the_file(tmp_path: Path) -> None:
 
 def test_schedules_by_tokens_survive_the_file(tmp_path: Path) -> None:
     log = Log(tmp_path / "log.jsonl")
-    record = replace(ok(8, 0.5), larger={17: {"tile": 16}}, ratios={1: 0.9, 17: 0.5}, leads=True)
+    record = replace(ok(8, 0.5), larger={17: {"tile": 16}}, ratios={1: 0.9, 17: 0.5}, leads=True, noise=0.01)
     log.append(record)
     (back,) = Log(log.path).records
+    assert back.noise == 0.01
     assert (back.schedules, back.ratios, back.leads) == (record.schedules, {1: 0.9, 17: 0.5}, True)
     assert back.schedules == {1: {"tile": 8}, 17: {"tile": 16}}
 
 
 def test_records_from_before_schedules_by_tokens_are_read() -> None:
     old = json.loads(ok(8, 0.5).line())
-    for later in ("larger", "ratios", "leads"):
+    for later in ("larger", "ratios", "leads", "noise"):
         del old[later]
     record = parse(json.dumps(old).encode())
     assert (record.schedules, record.ratios, record.leads) == ({1: {"tile": 8}}, {}, False)
+    assert record.noise is None
 
 
 def test_reals_are_not_in_the_key(tmp_path: Path) -> None:
@@ -131,6 +133,8 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
         ({"larger": {"1": {"tile": 1}}}, "larger begins at 1 tokens"),
         ({"larger": {"17": 4}}, "17 is int, expected dict"),
         ({"ratios": {"1": 0}}, "ratios holds 0, expected positive numbers"),
+        ({"noise": -0.1}, "noise is -0.1, expected a number or null"),
+        ({"noise": False}, "noise is False"),
         ({"ratios": {"1": 1.0}, "leads": None}, "leads is NoneType, expected bool"),
         ({"fingerprint": {"isa": "v3", "cpu": "c", "threads": "2", "generator": ""}}, "threads is str"),
         ({"kernel": {"kind": "linear", "dims": {"k": 1}}}, "no field dtype"),
