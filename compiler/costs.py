@@ -36,6 +36,24 @@ def active_bytes(graph: Graph) -> int:
     return sum(math.ceil(share * _stored(value)) for value, share in shares.items())
 
 
+def stored_bytes(graph: Graph) -> float:
+    """Bytes of all weights, in a graph whose weights are not packed yet."""
+    return sum(_stored(value) for value in frontier(graph))
+
+
+def read_bytes(graph: Graph) -> dict[Node, float]:
+    """Bytes of weights that each node reads for one token, in such a graph."""
+    stored = set(frontier(graph))
+    return {
+        node: sum(
+            _share(node, position) * _stored(value)
+            for position, value in enumerate(node.inputs)
+            if value in stored
+        )
+        for node in graph
+    }
+
+
 def _stored(value: Value) -> float:
     """Bytes of a weight once it is packed: codes take their bits."""
     packed = value.node.attrs["bits"] / 8 if value.op is QUANTIZE and value.index == 0 else 1

@@ -18,8 +18,8 @@ from ..targets.base import BUCKETS, Kernel, Schedules, Space, merged, serving
 from .fingerprint import Fingerprint
 from .log import Log
 from .measure import LEAST_GAIN, Judge, Measurement, bucket_of, by_bucket, compare, won
-from .plan import admitted
-from .record import Record
+from .record import Record, by_speed
+from .transfer import admitted
 
 
 class Contest:
@@ -39,7 +39,7 @@ class Contest:
         self.best = admitted(space, log.ranked(kernel, fingerprint))
         self.leaders: dict[Any, Record] = {self._layout(self.best): self.best} if self.best else {}
         led = [record for record in log.of(kernel, fingerprint) if record.leads]
-        for record in sorted(led, key=lambda record: record.ratio or math.inf):
+        for record in sorted(led, key=by_speed):
             if space.objection_to(record.schedules) is None:
                 self.leaders.setdefault(self._layout(record), record)
 
@@ -52,10 +52,11 @@ class Contest:
         self._note(record)
         return record
 
-    def end(self) -> None:
-        """Logs that there will be no more."""
-        kept = self.best.schedules if self.best else self.space.defaults
-        self.log.append(self._record(kept, Measurement("done")))
+    def end(self) -> Record:
+        """Logs that there will be no more; the record of that."""
+        record = self._record(self.best.schedules if self.best else self.space.defaults, Measurement("done"))
+        self.log.append(record)
+        return record
 
     def _note(self, record: Record) -> None:
         self.log.append(record)
@@ -75,7 +76,7 @@ class Contest:
         if rival is None or seen.against is None:
             first = dict.fromkeys(map(bucket_of, seen.samples), 1.0)
             return self._record(schedules, seen, first, leads=True, beats=True)
-        record = self._record(schedules, seen, _chained(rival, seen))
+        record = self._record(schedules, seen, _chained(rival, seen), rival)
         if self._layout(rival) != self._layout(record):
             return self._compete(replace(record, leads=True))
         wins = won(seen.samples, seen.against)
@@ -98,7 +99,7 @@ class Contest:
             return record
         schedules = spliced(rival.schedules, record.schedules, sure, record.ratios)
         kept = {**rival.ratios, **{first: ratios[first] for first in sure}}
-        better = self._compete(self._record(schedules, again, kept, leads=True))
+        better = self._compete(self._record(schedules, again, kept, rival, leads=True))
         if schedules == record.schedules:
             return better
         self._note(better)
@@ -115,13 +116,14 @@ class Contest:
         if seen.status != "ok" or seen.against is None:
             return self._record(record.schedules, seen)
         beats = compare(seen.samples, seen.against).wins
-        return self._record(record.schedules, seen, _chained(best, seen), leads=True, beats=beats)
+        return self._record(record.schedules, seen, _chained(best, seen), best, leads=True, beats=beats)
 
     def _record(
         self,
         schedules: Schedules,
         seen: Measurement,
         ratios: Mapping[int, float] | None = None,
+        rival: Record | None = None,
         leads: bool = False,
         beats: bool = False,
     ) -> Record:
@@ -131,12 +133,14 @@ class Contest:
             self.fingerprint,
             dict(schedule),
             seen.status,
-            seen.reason,
+            seen.reason or _disturbed(seen),
             seen.samples,
             beats=beats,
             versions=self.versions,
+            profile=self.log.profile_of(self.kernel),
             larger={first: dict(schedule) for first, schedule in larger},
             leads=leads,
+            noise=_noise(rival, seen, ratios) if rival and ratios else None,
         )
         return _timed(record, ratios) if ratios else record
 
@@ -152,6 +156,19 @@ def _chained(rival: Record, seen: Measurement) -> dict[int, float]:
         first: rival.ratios.get(first, rival.ratio or 1.0) * ratio.value
         for first, ratio in by_bucket(seen.samples, seen.against).items()
     }
+
+
+def _noise(rival: Record, seen: Measurement, ratios: Mapping[int, float]) -> float | None:
+    """What the mean of the ratios may be off by: in what was just seen, and in what the rival's were."""
+    assert seen.against is not None
+    noise = compare(seen.samples, seen.against).noise
+    part = len({*map(bucket_of, seen.samples)} & {*ratios}) / len(ratios)
+    return None if noise is None else math.hypot(noise * part, rival.noise or 0.0)
+
+
+def _disturbed(seen: Measurement) -> str:
+    """What the log should know of a measurement that worked."""
+    return f"{seen.repeated} pairs were preempted and taken again" if seen.repeated else ""
 
 
 def spliced(old: Schedules, new: Schedules, wins: Collection[int], buckets: Iterable[int]) -> Schedules:

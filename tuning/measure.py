@@ -1,30 +1,21 @@
-"""Measures schedules in a worker process that may crash or hang, and tells a gain from noise."""
+"""What a measurement is, and how a gain is told from noise: pairs of neighbours in time, ranked."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import random
-import select
-import shutil
-import signal
-import statistics
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self
+from functools import lru_cache
+from statistics import NormalDist
+from typing import Protocol, runtime_checkable
 
-from ..targets.base import CannotBuild, Kernel, Schedules, bucket
+import numpy as np
+
+from ..targets.base import Kernel, Schedules, bucket
 
 LEAST_GAIN = 0.01  # below one percent a faster schedule is not worth a different plan
-CONFIDENCE = 0.99
-RESAMPLES = 200
+CHANCE = 0.005  # that a ratio is beyond its bound, on either side
+NORMAL = NormalDist()
 
 Samples = Mapping[str, Sequence[float]]
 
@@ -34,12 +25,14 @@ class Measurement:
     """What became of one trial: one of record.OUTCOMES, and seconds per call at each point of the profile.
 
     against holds the incumbent's seconds from the same run, pair by pair; None if there was no incumbent.
+    repeated counts the pairs that were taken again because other work took a core from them.
     """
 
     status: str
     reason: str = ""
     samples: Samples = field(default_factory=dict)
     against: Samples | None = None
+    repeated: int = 0
 
 
 class Judge(Protocol):
@@ -53,6 +46,18 @@ class Judge(Protocol):
         points: Collection[str] | None = None,
     ) -> Measurement:
         """points: where to time them; None: everywhere."""
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """A judge that gains by knowing early what it will be asked to try."""
+
+    @property
+    def builders(self) -> int:
+        """How many candidates it builds at a time."""
+
+    def prepare(self, kernel: Kernel, candidates: Sequence[Schedules]) -> None:
+        """Builds them side by side; what fails is told when it is tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,35 +77,64 @@ class Ratio:
         """Whether it neither wins nor loses."""
         return not self.wins and self.lower <= 1
 
+    @property
+    def noise(self) -> float | None:
+        """Half the width between the bounds, as a fraction of the ratio; None where pairs were too few."""
+        width = self.upper - self.lower
+        return width / 2 / self.value if math.isfinite(width) else None
 
-def compare(candidate: Samples, incumbent: Samples) -> Ratio:
-    """The geometric mean, over the points both were timed at, of the median ratio of the pairs.
 
-    A pair's two runs are neighbours in time, so what slows the machine down cancels out. upper is by
-    bootstrap: draw the pairs anew with replacement RESAMPLES times; CONFIDENCE of the draws gave a smaller
-    ratio, and as many a larger one than lower.
+def compare(candidate: Samples, incumbent: Samples, chance: float = CHANCE) -> Ratio:
+    """The geometric mean, over the points both were timed at, of their ratios; bounds as in `between`.
+
+    A pair's two runs are neighbours in time, so what slows the machine down cancels out. Points are
+    independent, so what they may be off by adds up in squares.
     """
     points = [
-        [mine / its for mine, its in zip(candidate[point], incumbent[point])]
+        between(candidate[point], incumbent[point], chance)
         for point in candidate
         if candidate[point] and incumbent.get(point)
     ]
     if not points:
         raise ValueError(f"nothing to compare: points {list(candidate)} against {list(incumbent)}")
-    dice = random.Random(0)  # the same samples give the same verdict
-    draws = sorted(
-        _centre([dice.choices(ratios, k=len(ratios)) for ratios in points]) for _ in range(RESAMPLES)
-    )
-    last = math.ceil(CONFIDENCE * RESAMPLES) - 1
-    return Ratio(_centre(points), draws[last], draws[-1 - last])
+    centre = math.fsum(middle for _, middle, _ in points) / len(points)
+    up = math.hypot(*(high - middle for _, middle, high in points)) / len(points)
+    down = math.hypot(*(middle - low for low, middle, _ in points)) / len(points)
+    return Ratio(math.exp(centre), math.exp(centre + up), math.exp(centre - down))
 
 
-def _centre(points: Sequence[Sequence[float]]) -> float:
-    return statistics.geometric_mean([statistics.median(ratios) for ratios in points])
+def between(mine: Sequence[float], its: Sequence[float], chance: float) -> tuple[float, float, float]:
+    """The least, the middle and the most that the logarithm of the ratio of pairs of samples may be.
+
+    By Hodges and Lehmann: the median of the means of all pairs of ratios, which neither outliers nor heavy
+    tails move much; the bounds are those of Wilcoxon's signed ranks, exact for any noise that favours
+    nobody, and each is wrong with that chance at most. So few pairs that even their extremes are wrong more
+    often have bounds farther out, as they would be for normal noise.
+    """
+    count = min(len(mine), len(its))
+    logs = np.log(np.asarray(mine[:count], float) / np.asarray(its[:count], float))
+    means = np.sort(np.add.outer(logs, logs)[np.tril_indices(count)] / 2)
+    low, middle, high = float(means[0]), float(np.median(means)), float(means[-1])
+    if (beyond := ranks(count, chance)) is not None:
+        return float(means[beyond]), middle, float(means[-1 - beyond])
+    if count == 1:
+        return -math.inf, middle, math.inf
+    farther = NORMAL.inv_cdf(chance) / NORMAL.inv_cdf(0.5**count)
+    return middle - farther * (middle - low), middle, middle + farther * (high - middle)
+
+
+@lru_cache(maxsize=1024)
+def ranks(count: int, chance: float) -> int | None:
+    """The most positive signed ranks that as many signs by luck fall short of with that chance, or None."""
+    ways = np.ones(1)
+    for rank in range(1, count + 1):  # each rank is positive or not
+        ways = np.pad(ways, (0, rank)) / 2 + np.pad(ways, (rank, 0)) / 2
+    beyond = int(np.searchsorted(np.cumsum(ways), chance, side="right")) - 1
+    return beyond if beyond >= 0 else None
 
 
 def by_bucket(candidate: Samples, incumbent: Samples) -> dict[int, Ratio]:
-    """The same for each bucket of tokens that both were timed in, by where it begins."""
+    """The comparison for each bucket of tokens that both were timed in, by where it begins."""
     points: dict[int, dict[str, Sequence[float]]] = {}
     for point, seconds in candidate.items():
         if seconds and incumbent.get(point):
@@ -118,160 +152,5 @@ def won(candidate: Samples, incumbent: Samples) -> set[int]:
 
 
 def bucket_of(point: str) -> int:
-    """Where the bucket of a point's tokens begins: "m=8" -> 5."""
+    """Where the bucket of a point's tokens begins: "m=8" -> 5, "m=64 zipf" -> 17."""
     return bucket(int(point.split()[0].removeprefix("m=")))
-
-
-class Hung(Exception):
-    """The worker gave no reply in time."""
-
-
-class Died(Exception):
-    """The worker's process ended; the text says how."""
-
-
-class Worker:
-    """The near end of a worker process: started when needed, killed when it hangs, started anew when it died.
-
-    Use it as a context manager. Files the worker leaves in its temporary folder go with it.
-    """
-
-    def __init__(
-        self,
-        device: str,
-        options: Mapping[str, Any],
-        limit_s: int = 60,
-        start_s: int = 120,
-        memory_bytes: int | None = None,
-    ) -> None:
-        """device is "module:callable", called with options; limit_s bounds a trial, building included."""
-        memory_bytes = memory_bytes or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        self._command = [sys.executable, "-P", "-m", f"{__package__}.worker"]
-        self._command += [device, json.dumps(dict(options)), str(memory_bytes)]
-        self._limit_s, self._start_s = limit_s, start_s
-        self._process: subprocess.Popen[bytes] | None = None
-        self._folder: Path | None = None
-        self._pending = b""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def start(self) -> None:
-        """Has it ready before the first trial: its imports take seconds. Raises CannotBuild if it cannot."""
-        self._running()
-
-    def trial(
-        self,
-        kernel: Kernel,
-        schedules: Schedules,
-        incumbent: Schedules | None,
-        points: Collection[str] | None = None,
-    ) -> Measurement:
-        """One candidate, built, checked against the reference and timed in turns with the incumbent.
-
-        Raises CannotBuild if the worker cannot start or this machine can build nothing.
-        """
-        request = {
-            "kernel": {name: getattr(kernel, name) for name in ("kind", "dims", "reals", "dtype")},
-            "schedules": [*schedules.items()],
-            "incumbent": incumbent and [*incumbent.items()],
-            "points": points and [*points],
-            "limit_s": self._limit_s,
-        }
-        process = self._running()
-        try:
-            reply = self._ask(process, request)
-        except Hung:
-            return Measurement("timeout", f"no result within {self._limit_s} s")
-        except Died as died:
-            return Measurement("crashed", str(died))
-        if "fatal" in reply:
-            raise CannotBuild(reply["fatal"])
-        return Measurement(
-            reply["status"], reply.get("reason", ""), reply.get("samples", {}), reply.get("against")
-        )
-
-    def _ask(self, process: subprocess.Popen[bytes], request: Mapping[str, Any]) -> dict[str, Any]:
-        assert process.stdin is not None
-        try:
-            process.stdin.write(json.dumps(request).encode() + b"\n")
-            process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it died between two requests: the read below says how
-        return self._reply(process, self._limit_s)
-
-    def _reply(self, process: subprocess.Popen[bytes], seconds: float) -> dict[str, Any]:
-        """The next line of the worker. What keeps it from coming (Ctrl-C too) leaves no process behind."""
-        reply: dict[str, Any] | None = None
-        try:
-            reply = json.loads(self._line(process, time.monotonic() + seconds))
-            return reply or {}
-        except Died:
-            code = process.wait()
-            raise Died(
-                f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-            ) from None
-        finally:
-            if reply is None:
-                self.close()
-
-    def _line(self, process: subprocess.Popen[bytes], deadline: float) -> bytes:
-        assert process.stdout is not None
-        while b"\n" not in self._pending:
-            if not select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                raise Hung
-            if not (more := os.read(process.stdout.fileno(), 1 << 16)):
-                raise Died
-            self._pending += more
-        line, _, self._pending = self._pending.partition(b"\n")
-        return line
-
-    def _running(self) -> subprocess.Popen[bytes]:
-        if self._process is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="moec-"))
-            with (self._folder / "stderr").open("wb") as stderr:
-                self._process = subprocess.Popen(
-                    self._command,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=stderr,
-                    env={**os.environ, "TMPDIR": str(self._folder)},
-                    start_new_session=True,  # so that the compilers it starts can be killed with it
-                )
-            self._await_start(self._process, self._folder / "stderr")
-        return self._process
-
-    def _await_start(self, process: subprocess.Popen[bytes], stderr: Path) -> None:
-        with stderr.open("rb") as words:
-            try:
-                self._reply(process, self._start_s)
-            except (Hung, Died) as failed:
-                last = words.read().decode(errors="replace").strip().splitlines()[-1:]
-                why = str(failed) or f"not ready after {self._start_s} s"
-                raise CannotBuild(
-                    f"the measuring process did not start ({why}): {' '.join(last)}"
-                ) from failed
-
-    def close(self) -> None:
-        """Ends the worker, and what it started, at once."""
-        process, self._process, self._pending = self._process, None, b""
-        if process is not None:
-            try:
-                os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass  # it is gone already
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    try:
-                        pipe.close()
-                    except BrokenPipeError:
-                        pass  # a request it never read
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None

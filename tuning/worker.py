@@ -2,35 +2,38 @@
 
     python -m moec.tuning.worker MODULE:DEVICE OPTIONS MEMORY_BYTES
 
-It speaks JSON lines: {"ready": true} first, then one reply a request (see measure.Worker, the other end).
-Whatever kernels and compilers print goes to stderr. The benches of a request stay loaded until
-one comes that does not name them, so the incumbent of a search is built once; after a crash the next request
-simply builds it again.
+It speaks JSON lines: {"ready": true} first, then one reply a request (see judge.Worker, the other end).
+Whatever kernels and compilers print goes to stderr. The benches of a request stay loaded until one comes
+that does not name them, so the incumbent of a search is checked once; after a crash the next request simply
+loads it again.
 """
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import os
 import resource
 import signal
+import stat
 import sys
-import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Protocol
 
 from ..targets.base import CannotBuild, Kernel, Schedules
+from .measure import Measurement
+from .race import HISTORY, race
 from .record import spelled
 
-PAIRS = 9  # per point, about: fewer say little about noise
-MOST_PAIRS, FEWEST = 31, 5
-POINT_SECONDS = 0.06  # enough for one point, once it has PAIRS; twice that once it has FEWEST
-LOST = 1.15  # four pairs in a row this much slower, and the rest of a point is not worth waiting for
+PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal a process gets when the one that started it dies
+MOST_WRITTEN = 64 << 20  # bytes of one file: what a candidate prints must not fill the disk
 
 
 class Bench(Protocol):
-    """A kernel built and loaded, ready to be called at each point of its profile."""
+    """A kernel loaded, ready to be called at each point of its profile."""
 
     @property
     def points(self) -> Sequence[str]:
@@ -46,43 +49,11 @@ class Bench(Protocol):
 class Device(Protocol):
     """What a target's device module offers the worker."""
 
-    def bench(self, kernel: Kernel, schedules: Schedules) -> Bench:
-        """Builds and loads one kernel. Raises CannotBuild if this machine can build none at all."""
+    def build(self, kernel: Kernel, schedules: Schedules, folder: Path) -> None:
+        """Builds one kernel into an empty folder. Raises CannotBuild if the machine lacks what it takes."""
 
-
-Samples = dict[str, list[float]]
-
-
-def race(benches: Sequence[Bench], points: Collection[str] | None = None) -> list[Samples]:
-    """Seconds per call of each bench at each point, taken in turns so that drift hits all alike.
-
-    The order flips every round: who runs second may find warmer caches. A loser at one point may be the best
-    at another, so each is timed at all of them; that it loses at one is soon seen.
-    """
-    samples: list[Samples] = [{} for _ in benches]
-    for point in benches[0].points:
-        if points is not None and point not in points:
-            continue
-        for taken, bench in zip(samples, benches):
-            bench.time(point)  # warm up
-            taken[point] = []
-        started, rounds = time.monotonic(), 0
-        while not _enough([taken[point] for taken in samples], time.monotonic() - started):
-            for taken, bench in list(zip(samples, benches))[:: -1 if rounds % 2 else 1]:
-                taken[point].append(bench.time(point))
-            rounds += 1
-    return samples
-
-
-def _enough(taken: Sequence[Sequence[float]], seconds: float) -> bool:
-    pairs = len(taken[0])
-    if len(taken) == 1:  # nothing to compare with, so these are for the record only
-        return pairs >= 3
-    if pairs >= 4 and all(mine > LOST * its for mine, its in zip(*taken)):
-        return True
-    if pairs >= FEWEST and seconds > 2 * POINT_SECONDS:
-        return True
-    return pairs >= MOST_PAIRS or (pairs >= PAIRS and seconds > POINT_SECONDS)
+    def bench(self, kernel: Kernel, schedules: Schedules, built: Path) -> Bench:
+        """Loads what was built into that folder."""
 
 
 class Desk:
@@ -91,45 +62,56 @@ class Desk:
     def __init__(self, device: Device) -> None:
         self.device = device
         self.loaded: dict[str, Bench] = {}
-        self.builds = 0
+        self.earlier: dict[str, dict[str, list[float]]] = {}
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The reply to one trial: its status, and the samples of candidate and incumbent if it is ok."""
+        """The reply to one request: what became of the build, or the Measurement of the trial."""
         kernel = _kernel(request["kernel"])
-        rivals = [dict(pairs) for pairs in (request["schedules"], request["incumbent"]) if pairs is not None]
-        self._keep(kernel, rivals)
         try:
-            benches: list[Bench] = []
-            for schedules in reversed(rivals):  # the incumbent first: it is the one already loaded
-                bench, wrong = self._bench(kernel, schedules)
-                if wrong:
-                    return {"status": "wrong", "reason": wrong}
-                benches.insert(0, bench)
-            candidate, *incumbent = race(benches, request["points"])
+            if "build" in request:
+                self.device.build(kernel, dict(request["build"]), Path(request["folder"]))
+                return {"status": "built"}
+            return asdict(self._trial(kernel, request))
         except CannotBuild as cannot:
-            if self.builds == 0:  # not the schedule's fault, then
-                return {"fatal": str(cannot)}
-            return {"status": "crashed", "reason": str(cannot)[:300]}
+            return {"status": "crashed", "reason": str(cannot)[:2000], "cannot": True}
         except MemoryError:
             return {"status": "crashed", "reason": "out of memory"}
         except Exception as error:
             return {"status": "crashed", "reason": f"{type(error).__name__}: {error}"[:300]}
-        return {"status": "ok", "samples": candidate, "against": incumbent[0] if incumbent else None}
 
-    def _bench(self, kernel: Kernel, schedules: Schedules) -> tuple[Bench, str | None]:
+    def _trial(self, kernel: Kernel, request: Mapping[str, Any]) -> Measurement:
+        rivals = [dict(pairs) for pairs in request["rivals"]]
+        self._keep([_key(kernel, schedules) for schedules in rivals])
+        benches: list[Bench] = []
+        for schedules, folder in reversed([*zip(rivals, request["built"])]):  # the incumbent: it is loaded
+            bench, wrong = self._bench(kernel, schedules, Path(folder))
+            if wrong:
+                return Measurement("wrong", wrong)
+            benches.insert(0, bench)
+        last = _key(kernel, rivals[-1])
+        samples, repeated = race(benches, request["points"], self.earlier.get(last))
+        self._remember(last, samples[-1])
+        return Measurement("ok", "", samples[0], samples[1] if len(samples) > 1 else None, repeated)
+
+    def _bench(self, kernel: Kernel, schedules: Schedules, folder: Path) -> tuple[Bench, str | None]:
         key = _key(kernel, schedules)
         if (bench := self.loaded.get(key)) is None:
-            bench = self.device.bench(kernel, schedules)
-            self.builds += 1
+            bench = self.device.bench(kernel, schedules, folder)
             if wrong := bench.check():
                 return bench, wrong
             self.loaded[key] = bench
         return bench, None
 
-    def _keep(self, kernel: Kernel, rivals: Sequence[Schedules]) -> None:
+    def _keep(self, keys: Sequence[str]) -> None:
         """Unloads all others first: the next candidate finds the memory of the last one free."""
-        keys = {_key(kernel, schedules) for schedules in rivals}
         self.loaded = {key: bench for key, bench in self.loaded.items() if key in keys}
+        self.earlier = {key: samples for key, samples in self.earlier.items() if key in keys}
+
+    def _remember(self, key: str, samples: Mapping[str, list[float]]) -> None:
+        """The last samples of what may be the next incumbent too: they say how noisy the machine is."""
+        known = self.earlier.setdefault(key, {})
+        for point, seconds in samples.items():
+            known[point] = [*known.get(point, ()), *seconds][-HISTORY:]
 
 
 def _key(kernel: Kernel, schedules: Schedules) -> str:
@@ -146,8 +128,10 @@ def main(arguments: Sequence[str]) -> None:
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # from here on, what anything prints is not a reply
     name, options, memory_bytes = arguments
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # nobody else may measure here while it does
     resource.setrlimit(resource.RLIMIT_AS, (int(memory_bytes), int(memory_bytes)))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MOST_WRITTEN, MOST_WRITTEN))
     module, _, attribute = name.partition(":")
     desk = Desk(getattr(importlib.import_module(module), attribute)(**json.loads(options)))
     print('{"ready": true}', file=replies, flush=True)
@@ -156,6 +140,9 @@ def main(arguments: Sequence[str]) -> None:
         signal.alarm(request["limit_s"] + 10)  # ends this process even if the one that waits for it is gone
         print(json.dumps(desk.answer(request)), file=replies, flush=True)
         signal.alarm(0)
+        if stat.S_ISREG(os.fstat(2).st_mode):  # what this candidate printed leaves no room for the next
+            os.ftruncate(2, 0)
+            os.lseek(2, 0, os.SEEK_SET)
 
 
 if __name__ == "__main__":

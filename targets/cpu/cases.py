@@ -10,12 +10,15 @@ import numpy as np
 
 from ...compiler.ir import Array
 from ..base import Kernel
+from ..routing import even
 from . import cases_quantized
 from .lower import BITS
 
 T = TypeVar("T")
 Random = np.random.Generator
 Feeds = Sequence[Array]
+# random, tokens, experts, experts of a token -> i64 [tokens, experts of a token]
+Draw = Callable[[Random, int, int, int], Array]
 
 
 def no_weights(kernel: Kernel, random: Random) -> Mapping[int, Array]:
@@ -32,13 +35,15 @@ class Case:
     reference(kernel, operands): outputs, float64 or int64.
     tolerance: the largest error of a float output, relative to its largest value.
     points: the counts of rows it is timed at, one in each bucket of tokens.
+    routed: whether feeds take one more argument, a Draw: which experts tokens choose.
     """
 
-    feeds: Callable[[Kernel, int, Random], list[Array]]
+    feeds: Callable[..., list[Array]]
     reference: Callable[[Kernel, Feeds], list[Array]]
     weights: Callable[[Kernel, Random], Mapping[int, Array]] = no_weights
     tolerance: float = 1e-5
     points: tuple[int, ...] = (1, 3, 8, 32, 128, 512)
+    routed: bool = False
 
 
 def operands(feeds: Sequence[T], weights: Mapping[int, T]) -> list[T]:
@@ -97,10 +102,10 @@ def linear(kernel: Kernel, operands: Feeds) -> list[Array]:
     return [y + residual[0] if residual else y]
 
 
-def routing(kernel: Kernel, tokens: int, random: Random) -> list[Array]:
+def routing(kernel: Kernel, tokens: int, random: Random, draw: Draw) -> list[Array]:
     """order and ends of tokens that each chose `share` different experts."""
-    experts, share = kernel["experts"], kernel["share"]
-    chosen = np.argsort(random.random((tokens, experts)), axis=1)[:, :share].reshape(-1)
+    experts = kernel["experts"]
+    chosen = draw(random, tokens, experts, kernel["share"]).reshape(-1)
     ends = np.cumsum(np.bincount(chosen, minlength=experts))
     return [np.argsort(chosen, kind="stable").astype(np.int64), ends.astype(np.int64)]
 
@@ -110,17 +115,17 @@ def grouped_weights(kernel: Kernel, random: Random) -> Mapping[int, Array]:
     return weight(kernel, 3, random, kernel["experts"], kernel["n"], kernel["k"])
 
 
-def grouped_swiglu_feeds(kernel: Kernel, rows: int, random: Random) -> list[Array]:
+def grouped_swiglu_feeds(kernel: Kernel, rows: int, random: Random, draw: Draw = even) -> list[Array]:
     """x [rows, k], order, ends."""
-    return [uniform(random, rows, kernel["k"]), *routing(kernel, rows, random)]
+    return [uniform(random, rows, kernel["k"]), *routing(kernel, rows, random, draw)]
 
 
-def grouped_combine_feeds(kernel: Kernel, rows: int, random: Random) -> list[Array]:
+def grouped_combine_feeds(kernel: Kernel, rows: int, random: Random, draw: Draw = even) -> list[Array]:
     """y [rows * share, k], order, ends, weights [rows, share], and base [rows, n] if there is one."""
     share, n = kernel["share"], kernel["n"]
     base = [uniform(random, rows, n)] if kernel["base"] else []
     y = uniform(random, rows * share, kernel["k"])
-    return [y, *routing(kernel, rows, random), uniform(random, rows, share), *base]
+    return [y, *routing(kernel, rows, random, draw), uniform(random, rows, share), *base]
 
 
 def grouped(rows: Array, ends: Array, w: Any) -> Array:
@@ -155,6 +160,6 @@ CASES: Mapping[str, Case] = {
     "linear": LINEAR,
     "linear_add": LINEAR,
     "linear_swiglu": LINEAR,
-    "grouped_swiglu": Case(grouped_swiglu_feeds, grouped_swiglu, grouped_weights),
-    "grouped_combine": Case(grouped_combine_feeds, grouped_combine, grouped_weights),
+    "grouped_swiglu": Case(grouped_swiglu_feeds, grouped_swiglu, grouped_weights, routed=True),
+    "grouped_combine": Case(grouped_combine_feeds, grouped_combine, grouped_weights, routed=True),
 }

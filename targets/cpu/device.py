@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,115 +16,89 @@ import numpy as np
 import onnxruntime
 from onnx import helper
 
-from ...compiler.interpret import interpret
-from ...compiler.ir import DTYPES, Array, Graph
-from ...compiler.ops.sources import INPUT
-from ..base import BUCKETS, Kernel, Schedule, Schedules
-from . import cases, cases_attention, cases_quantized
+from ...compiler.ir import Array
+from .. import routing
+from ..base import BUCKETS, Kernel, Schedules
 from .build import link
-from .cases import Feeds, operands
-from .emit import emit
+from .cases import Draw, Feeds
 from .isa import named
-from .lower import BITS, layout_of
+from .sample import Call, Round, Sample, affordable, case_of, sample, spread
 from .table import op_name
 
-COLD_BYTES = 96 << 20  # more than a last-level cache keeps from one run to the next
-MOST_BYTES = 256 << 20  # of one weight: fewer experts are tried than a model has, where all would be more
-MOST_COPIES = 12
-BYTES = {
-    "f32": 4.0,
-    "bf16": 2.0,
-    "int8": 34 / 32,
-    "int4": 18 / 32,
-}  # of a number of a weight, scales included
-PAGE = 4096
-FEW_ROWS = 32  # beyond, arithmetic hides whether weights were in cache
-MANY_ROWS = 128  # beyond, it also hides that threads had to wake up
+LIBRARY = "kernel.so"
 ROWS_TO_CHECK = (1, 2, 3, 7, 33)
-
-Call = Sequence[Array]
-CASES = {**cases.CASES, **cases_attention.CASES}
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """onnxruntime on this CPU with that many threads, running kernels compiled for isa (its name)."""
+    """onnxruntime on this CPU with that many threads, running kernels compiled for isa (its name).
+
+    cold: whether weights are in no cache when a call begins, as in a large model. trace: a file of a recorded
+    routing (see routing.py), for the kernels that it suits; the others are timed with made-up ones.
+    """
 
     isa: str
     threads: int = 1
+    cold: bool = True
+    trace: str = ""
 
-    def bench(self, kernel: Kernel, schedules: Schedules) -> Bench:
-        """The kernel, built and loaded; fewer experts if they take too much memory. Raises CannotBuild."""
-        return Bench(sample(affordable(kernel)), schedules, self)
+    def build(self, kernel: Kernel, schedules: Schedules, folder: Path) -> None:
+        """Makes the library of one kernel there. Raises CannotBuild."""
+        from .emit import emit  # TVM takes seconds to import, and only building needs it
 
+        isa = named(self.isa)
+        link([emit(affordable(kernel), schedules, isa)], folder / LIBRARY, isa)
 
-class Sample:
-    """What a kernel is tried on: operands and what must come out, the same for each of its schedules."""
+    def bench(self, kernel: Kernel, schedules: Schedules, built: Path | None = None) -> Bench:
+        """The kernel loaded; fewer experts if they take too much memory. built: where it was built before.
 
-    def __init__(self, kernel: Kernel) -> None:
-        self.kernel, self.case = kernel, case_of(kernel)
-        self._examples: dict[int, tuple[Feeds, Feeds]] = {}
-        self._packed: dict[str, list[Mapping[int, Call]]] = {}
+        Raises CannotBuild.
+        """
+        scratch = None if built else tempfile.TemporaryDirectory(prefix="moec-")
+        if scratch:
+            self.build(kernel, schedules, Path(scratch.name))
+        library = (Path(scratch.name) if scratch else built or Path()) / LIBRARY
+        bench = Bench(sample(affordable(kernel)), schedules, self, library, self.draws(kernel))
+        bench.scratch = scratch
+        return bench
 
-    @cached_property
-    def weights(self) -> Mapping[int, Array]:
-        """Random weights by operand, not packed; those that a layout is for have the kernel's dtype."""
-        weights = self.case.weights(self.kernel, np.random.default_rng(0))
-        if self.kernel.weights != "bf16":
-            return weights
-        stored = {i: weights[i].astype(DTYPES["bf16"]) for i in layout_of(self.kernel, {})}
-        return {**weights, **stored}
-
-    def feeds(self, rows: int, seed: int = 0) -> list[Array]:
-        """Random operands that are no weights, for that many rows of tokens."""
-        return self.case.feeds(self.kernel, rows, np.random.default_rng((seed, rows)))
-
-    def wanted(self, feeds: Feeds) -> Feeds:
-        """What must come out."""
-        return self.case.reference(self.kernel, operands(feeds, self.weights))
-
-    def example(self, rows: int) -> tuple[Feeds, Feeds]:
-        """Feeds for that many rows, and what must come out; computed once."""
-        if rows not in self._examples:
-            feeds = self.feeds(rows)
-            self._examples[rows] = feeds, self.wanted(feeds)
-        return self._examples[rows]
-
-    def packed(self, schedule: Schedule, copies: int = 1) -> Sequence[Mapping[int, Call]]:
-        """The weights in the layout of a schedule, as often; what was packed before for an equal layout."""
-        layout = repr(layout_of(self.kernel, schedule))
-        if layout not in self._packed:
-            self._packed[layout] = [pack(self.kernel, schedule, self.weights)]
-        made = self._packed[layout]
-        while len(made) < copies:
-            made.append({i: [aligned(part) for part in parts] for i, parts in made[0].items()})
-        return made[:copies]
+    def draws(self, kernel: Kernel) -> Mapping[str, Draw]:
+        """How tokens choose experts at the points of a kernel, by the word that names it there."""
+        if not case_of(kernel).routed:
+            return {"": routing.even}
+        trace = recorded(self.trace) if self.trace else None
+        if trace and trace.suits(kernel["experts"], kernel["share"]):
+            return {"trace": trace.draw}
+        return {"": routing.even, "zipf": routing.zipf}
 
 
-def case_of(kernel: Kernel) -> cases.Case:
-    """How to try a kernel of its kind."""
-    case = CASES[kernel.kind]
-    return replace(case, tolerance=cases_quantized.TOLERANCE) if kernel.weights in BITS else case
-
-
-@lru_cache(maxsize=1)  # a search goes kernel by kernel, and weights are big
-def sample(kernel: Kernel) -> Sample:
-    """The sample of the kernel that is being tried."""
-    return Sample(kernel)
+@lru_cache(maxsize=1)
+def recorded(path: str) -> routing.Trace:
+    """A recorded routing; the driver has checked it."""
+    return routing.read(Path(path))
 
 
 class Bench:
     """A library of one kernel that can be run, compared and timed."""
 
-    def __init__(self, sample: Sample, schedules: Schedules, device: Device) -> None:
-        self.sample, self.schedules, self.device = sample, schedules, device
+    def __init__(
+        self,
+        sample: Sample,
+        schedules: Schedules,
+        device: Device,
+        library: Path,
+        draws: Mapping[str, Draw],
+    ) -> None:
+        self.sample, self.schedules, self.device, self.draws = sample, schedules, device, draws
         self.schedule = schedules[BUCKETS[0]]  # the weights lie as it says, and so do all others
         self.kernel, self.case, self.feeds = sample.kernel, sample.case, sample.feeds
-        self.points = [f"m={rows}" for rows in self.case.points]
-        self._folder = tempfile.TemporaryDirectory(prefix="moec-")
-        isa = named(device.isa)
-        self.library = link([emit(self.kernel, schedules, isa)], Path(self._folder.name) / "kernel.so", isa)
-        self._timed: dict[str, tuple[Any, Any, int]] = {}
+        self.library = library
+        self.scratch: Any = None  # a temporary folder that goes with the bench
+        # A single token's experts are as many wherever they are: there is one way to choose them.
+        words = [(rows, word) for rows in self.case.points for word in draws]
+        alone = next(iter(draws))
+        self.points = [f"m={rows} {word}".strip() for rows, word in words if rows > 1 or word == alone]
+        self._timed: dict[str, tuple[Any, Sequence[Any], int]] = {}
 
     @property
     def weights(self) -> Mapping[int, Array]:
@@ -164,33 +139,48 @@ class Bench:
         return outputs
 
     def time(self, point: str) -> float:
-        """Seconds a call takes, weights cold: the mean over a graph of calls that each have their own."""
+        """Seconds a call takes, weights cold or warm as the device says: the mean over a graph of calls.
+
+        Runs take turns with copies of the weights, those of other benches too.
+        """
         if point not in self._timed:
-            self._timed[point] = self.prepare(int(point.removeprefix("m=")))
-        session, binding, calls = self._timed[point]
+            self._timed[point] = self.prepare(point)
+        session, bindings, calls = self._timed[point]
+        binding = bindings[next(self.sample.turn) % len(bindings)]
         start = time.perf_counter()
         session.run_with_iobinding(binding)
         return (time.perf_counter() - start) / calls
 
-    def prepare(self, rows: int) -> tuple[Any, Any, int]:
-        """A session ready to run as many calls as it takes to find weights cold, and how many those are."""
-        calls = [spread(self.feeds(rows, seed), weights) for seed, weights in enumerate(self.cold(rows))]
-        session, binding = self.session(calls)
-        for output in session.get_outputs():
-            binding.bind_output(output.name, "cpu")
-        return session, binding, len(calls)
+    def prepare(self, point: str) -> tuple[Any, Sequence[Any], int]:
+        """A session on a run of calls, its operands for each turn, and how many calls those are."""
+        size, _, word = point.removeprefix("m=").partition(" ")
+        draw, rounds = self.draws[word], self.rounds(int(size))
+        calls = [self.operands(int(size), draw, each) for each in rounds]
+        session, binding = self.session(calls[0])
+        bindings = [binding, *(self.bound(session, each) for each in calls[1:])]
+        for each, output in itertools.product(bindings, session.get_outputs()):
+            each.bind_output(output.name, "cpu")
+        return session, bindings, len(rounds[0].weights)
 
-    def cold(self, rows: int) -> list[Mapping[int, Call]]:
-        """Weights for each call of a timed run: copies by turns, few where calls choose experts."""
-        size = sum(part.nbytes for parts in self.packed.values() for part in parts)
-        dims = dict(self.kernel.dims)
-        touched = size * min(1.0, rows * dims.get("share", 1) / dims.get("experts", 1))
-        if rows > FEW_ROWS or not touched:
-            return [self.packed] * (1 if rows > MANY_ROWS else 2)  # the first call of a run wakes the threads
-        calls = min(MOST_COPIES, 1 + int(COLD_BYTES / touched))
-        copies = min(calls, math.ceil(COLD_BYTES / size))
-        each = self.sample.packed(self.schedule, copies)
-        return [each[call % copies] for call in range(calls)]
+    def rounds(self, rows: int) -> list[Round]:
+        """The weights of each turn of calls with that many rows."""
+        return self.sample.rounds(self.schedule, rows, self.device.cold, self.device.threads)
+
+    def calls(self, rows: int) -> int:
+        """How many calls a run is."""
+        return len(self.rounds(rows)[0].weights)
+
+    def copies(self, rows: int) -> int:
+        """How many copies of the weights runs take turns with."""
+        return len({id(each) for round in self.rounds(rows) for each in round.weights})
+
+    def operands(self, rows: int, draw: Draw, round: Round) -> list[Call]:
+        """Of each call of a run: the same rows in every round, but of other weights, or other experts."""
+
+        def turned(random: Any, tokens: int, experts: int, share: int) -> Array:
+            return (draw(random, tokens, experts, share) + int(round.turned * experts)) % experts
+
+        return [spread(self.feeds(rows, seed, turned), each) for seed, each in enumerate(round.weights)]
 
     @cached_property
     def output_types(self) -> Sequence[Any]:
@@ -204,10 +194,8 @@ class Bench:
         # Else its threads would spin on after a run, on the cores of the next kernel that is timed.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.register_custom_ops_library(str(self.library))
-        names: dict[int, str] = {}
-        arrays: dict[str, Array] = {}
-        for array in (array for call in calls for array in call):
-            arrays[names.setdefault(id(array), f"x{len(names)}")] = array
+        names = named_operands(calls)
+        arrays = {name: array for call, row in zip(calls, names) for array, name in zip(call, row)}
         op = op_name(self.kernel, self.schedules)
         results = {
             f"y{call}.{i}": kind for call in range(len(calls)) for i, kind in enumerate(self.output_types)
@@ -215,11 +203,11 @@ class Bench:
         nodes = [
             helper.make_node(
                 op,
-                [names[id(array)] for array in call],
+                names[number],
                 [name for name in results if name.startswith(f"y{number}.")],
                 domain="moec",
             )
-            for number, call in enumerate(calls)
+            for number in range(len(calls))
         ]
         model = helper.make_model(
             helper.make_graph(
@@ -234,48 +222,21 @@ class Bench:
         session = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
+        return session, self.bound(session, calls)
+
+    def bound(self, session: Any, calls: Sequence[Call]) -> Any:
+        """A binding that has these operands, shared among calls as those that the session was made for."""
         binding = session.io_binding()
-        for name, array in arrays.items():
-            binding.bind_ortvalue_input(name, ort_value(array))
-        return session, binding
+        for call, row in zip(calls, named_operands(calls)):
+            for array, name in zip(call, row):
+                binding.bind_ortvalue_input(name, ort_value(array))
+        return binding
 
 
-def affordable(kernel: Kernel) -> Kernel:
-    """The kernel with as many experts as fit MOST_BYTES: their number shapes no code."""
-    dims = dict(kernel.dims)
-    if "experts" not in dims or "n" not in dims:
-        return kernel
-    fit = int(MOST_BYTES / (BYTES[kernel.weights] * dims["k"] * dims["n"]))
-    dims["experts"] = min(dims["experts"], max(fit, dims["share"]))
-    return replace(kernel, dims=tuple(dims.items()))
-
-
-def pack(kernel: Kernel, schedule: Schedule, weights: Mapping[int, Array]) -> Mapping[int, Call]:
-    """Weights in the layout of the schedule, by the same expressions that pack a model's."""
-    layouts = layout_of(kernel, schedule)
-    return {i: laid_out(layouts[i], w) if i in layouts else [w] for i, w in weights.items()}
-
-
-def laid_out(layout: Any, w: Array) -> Call:
-    """One weight packed."""
-    value = INPUT(name="w", dtype=next(name for name in DTYPES if DTYPES[name] == w.dtype), shape=w.shape)
-    parts = interpret(Graph((value,), layout.pack(value)), {"w": w}, {})
-    return [aligned(part) for part in parts.values()]
-
-
-def aligned(array: Array) -> Array:
-    """A copy that starts at a page, as weights do in a mapped file; numpy starts anywhere in a cache line."""
-    memory = np.empty(array.nbytes + PAGE, np.uint8)
-    start = -memory.ctypes.data % PAGE
-    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
-
-
-def spread(feeds: Feeds, packed: Mapping[int, Call]) -> Call:
-    """All operands of the packed kernel. Places count operands before packing."""
-    single: list[Call] = [[feed] for feed in feeds]
-    return [array for parts in operands(single, packed) for array in parts]
+def named_operands(calls: Sequence[Call]) -> list[list[str]]:
+    """Names of each call's operands: one for each array."""
+    names: dict[int, str] = {}
+    return [[names.setdefault(id(array), f"x{len(names)}") for array in call] for call in calls]
 
 
 def declared(types: Mapping[str, Any]) -> list[Any]:

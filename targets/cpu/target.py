@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ...compiler.ir import Node
 from ...compiler.pipeline import Pass
 from ...passes.layout import Layout
 from ..base import CannotBuild, Capabilities, Emitted, Kernel, Schedule, Schedules, Space
-from . import build, isa, lower, space, table
+from ..routing import Trace
+from . import build, isa, lower, memory, space, table
 from .pipeline import PASSES
 
 
@@ -72,9 +74,19 @@ class Target:
         width = sizes["heads"] * sizes["latent"] if "latent" in sizes else sizes.get("k", 1)
         return float(width * sizes.get("n", 64) * sizes.get("share", 1))
 
-    def device(self, threads: int) -> tuple[str, dict[str, int | str]]:
-        """What a tuning worker opens on this machine: module and function, and its arguments."""
-        return f"{__package__}.device:Device", {"isa": str(self.isa), "threads": threads}
+    def is_cold(self, weights: float) -> bool:
+        """Whether a model of so many bytes finds its weights in memory when it comes to them again."""
+        return memory.is_cold(weights)
+
+    def suits(self, kernel: Kernel, trace: Trace) -> bool:
+        """Whether a kernel is to be timed with that recorded routing."""
+        sizes = dict(kernel.dims)
+        return "share" in sizes and trace.suits(sizes["experts"], sizes["share"])
+
+    def device(self, threads: int, cold: bool = True, trace: str = "") -> tuple[str, dict[str, Any]]:
+        """What a tuning worker opens on this machine: module and function, and its arguments (see Device)."""
+        options: dict[str, Any] = {"isa": str(self.isa), "threads": threads, "cold": cold, "trace": trace}
+        return f"{__package__}.device:Device", options
 
     def emit(self, kernel: Kernel, schedules: Schedules) -> Emitted:
         """Object code; loads TVM, so call it in a process of its own."""

@@ -10,7 +10,8 @@ from onnx import helper
 
 from moec.targets.base import Kernel
 from moec.targets.cpu.cases_attention import attention_feeds, latent_feeds
-from moec.targets.cpu.device import Bench, aligned, spread
+from moec.targets.cpu.device import Bench
+from moec.targets.cpu.sample import aligned, spread
 
 from .kernels import floats, opened
 from .onnx_session import session

@@ -33,9 +33,10 @@ def matmul(setting: Setting) -> Iterator[Row]:
     kernel = Kernel("linear", (("k", 2048), ("n", 1408)))
     bench = opened(kernel, setting.threads)
     for count in (1, 8, 64, 512):
-        copies = len(bench.cold(count))
+        own, copies = bench.calls(count), bench.copies(count)
         calls = {"moec": timed(bench, count), "MLAS": mlas(kernel, count, setting.threads, copies)}
-        each = {name: seconds / copies for name, seconds in interleave(calls, 20).items()}
+        each = interleave(calls, 20)
+        each = {"moec": each["moec"] / own, "MLAS": each["MLAS"] / copies}
         work = kernel["k"] * kernel["n"]
         each |= setting.floors(read=4 * work) if count <= 8 else setting.floors(floats=2 * work * count)
         yield from rows(f"linear 2048x1408, {count} rows", each, {"MLAS": 1.15 if count <= 8 else 1.0})

@@ -26,7 +26,7 @@ def quantized(setting: Setting) -> Iterator[Row | Errors]:
     for bits, accuracies in ACCURACIES.items():
         bench = opened(Kernel("linear", (("k", HIDDEN), ("n", WIDTH)), (), f"int{bits}"), setting.threads)
         codes, scales = bench.weights[1], bench.weights[2]
-        copies = len(bench.cold(1))
+        copies = bench.copies(1)
         peers = {
             f"MatMulNBits accuracy {each}": nbits.linears(codes, scales, bits, each, copies, setting.threads)
             for each in accuracies
@@ -42,9 +42,9 @@ def quantized(setting: Setting) -> Iterator[Row | Errors]:
 
 def compared(setting: Setting, bench: Any, peers: Mapping[str, Any], bits: int, count: int) -> Iterator[Row]:
     """Rows for one count of rows: beside each peer, and the ceiling that is the limit there."""
-    x, copies = {"x": floats(count, HIDDEN)}, len(bench.cold(1))
+    x, copies = {"x": floats(count, HIDDEN)}, bench.copies(1)
     calls = {"moec": timed(bench, count), **{name: runner(peer, x) for name, peer in peers.items()}}
-    runs = {"moec": len(bench.cold(count))}
+    runs = {"moec": bench.calls(count)}
     seconds = {name: each / runs.get(name, copies) for name, each in interleave(calls, 15).items()}
     if count <= FEW:
         seconds |= setting.floors(read=HIDDEN * WIDTH / nbits.GROUP * GROUP_BYTES[bits])

@@ -14,7 +14,8 @@ from arrays import CHOICES
 from moec.targets.base import Kernel, Schedule
 from moec.targets.cpu import isa
 from moec.targets.cpu.cases import CASES, operands
-from moec.targets.cpu.device import Bench, Device, pack
+from moec.targets.cpu.device import Bench, Device
+from moec.targets.cpu.sample import pack
 from moec.targets.cpu.space import space
 
 Build = Callable[..., Bench]
@@ -194,13 +195,3 @@ def test_schedules_of_a_kernel_share_weights_and_references(level: isa.Isa) -> N
     assert one.sample.example(3)[1] is other.sample.example(3)[1]
     another = device.bench(kernel_of("linear", 20, 31), space(kernel, level).defaults)
     assert another.weights[1].shape == (31, 20)
-
-
-def test_cold_calls_take_turns_with_few_copies(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = build(kernel_of("grouped_swiglu", 64, 96), isa.V3)
-    size = bench.packed[3][0].nbytes
-    monkeypatch.setattr("moec.targets.cpu.device.COLD_BYTES", 2 * size)
-    calls = bench.cold(1)
-    assert len(calls) == 1 + 2 * EXPERTS // SHARE
-    assert len({id(call) for call in calls}) == 2
-    assert calls[0] is not calls[1]

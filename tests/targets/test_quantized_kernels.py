@@ -16,9 +16,10 @@ from moec.compiler.bench import Counter
 from moec.targets.base import Kernel, Schedule
 from moec.targets.cpu import isa
 from moec.targets.cpu.cases import operands
-from moec.targets.cpu.device import Bench, Device, affordable, deviation, pack
+from moec.targets.cpu.device import Bench, Device, deviation
 from moec.targets.cpu.emit import compiled
 from moec.targets.cpu.kernels import quantized
+from moec.targets.cpu.sample import affordable, pack
 from moec.targets.cpu.space import space
 
 Build = Callable[..., Bench]

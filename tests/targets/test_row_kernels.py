@@ -12,7 +12,8 @@ from onnx import TensorProto, helper
 
 from moec.targets.base import Kernel
 from moec.targets.cpu import cases_attention, isa
-from moec.targets.cpu.device import Bench, Device, spread
+from moec.targets.cpu.device import Bench, Device
+from moec.targets.cpu.sample import spread
 from moec.targets.cpu.space import space
 from moec.targets.cpu.table import op_name
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from moec.targets.base import CannotBuild, Kernel, Schedules
 
@@ -19,6 +22,14 @@ class FakeBench:
     def check(self) -> str | None:
         if self.fault == "segfault":
             ctypes.string_at(0)
+        print("a kernel that talks", flush=True)
+        if self.fault == "exit":
+            os._exit(0)
+        while self.fault == "flood":
+            print("and talks" * 100_000)
+        hoard = []
+        while self.fault == "grow":
+            hoard.append(bytearray(1 << 26))
         return "row 3 differs by 0.5 of 1e-4 allowed" if self.fault == "wrong" else None
 
     def time(self, point: str) -> float:
@@ -32,17 +43,24 @@ class FakeDevice:
     """speed maps the knob "tile" to seconds: seconds[tile]."""
 
     seconds: dict[str, float]
-    builds: int = 0
+    loads: int = 0
 
-    def bench(self, kernel: Kernel, schedules: Schedules) -> FakeBench:
-        schedule = schedules[1]
-        fault = str(schedule.get("fault", ""))
+    def build(self, kernel: Kernel, schedules: Schedules, folder: Path) -> None:
+        fault = str(schedules[1].get("fault", ""))
         print("a compiler that talks to stdout")
+        if fault == "slow build":
+            time.sleep(3600)
+        if fault == "broken build":
+            ctypes.string_at(0)
         if fault == "no compiler":
             raise CannotBuild("no C++ compiler on PATH; install g++")
         if fault == "memory":
             bytearray(1 << 40)
         if fault == "raise":
             raise ValueError("tile 3 does not divide 8")
-        self.builds += 1
-        return FakeBench(self.seconds[str(schedule["tile"])], fault)
+        (folder / "built").write_text(json.dumps(schedules))
+
+    def bench(self, kernel: Kernel, schedules: Schedules, built: Path) -> FakeBench:
+        assert json.loads((built / "built").read_text())["1"] == schedules[1], "not what was built"
+        self.loads += 1
+        return FakeBench(self.seconds[str(schedules[1]["tile"])], str(schedules[1].get("fault", "")))

@@ -199,6 +199,43 @@ def test_the_same_log_gives_the_same_plan(log: Log) -> None:
     assert '"tokens": "257+"' in plans[0]
 
 
+def test_decode_and_prefill_have_their_own_winners(log: Log) -> None:
+    machine = Machine(by({(2, 8): {1: 0.8, 257: 1.25}, (3, 8): {1: 1.25, 257: 0.8}}))
+    entered(log, machine, one(1), one(2), one(3))
+    assert chosen(log).schedules == {1: one(2)[1], 2: one(1)[1], 257: one(3)[1]}
+
+
+def test_a_winner_says_how_sure_it_is(log: Log) -> None:
+    noisy = Machine(lambda schedule, point: 1 / int(schedule["tile"]), noise=0.05)
+    quiet = Machine(lambda schedule, point: 1 / int(schedule["tile"]), noise=0.01)
+    found = {}
+    for name, machine in (("noisy", noisy), ("quiet", quiet)):
+        own = Log(log.path.with_name(name))
+        entered(own, machine, one(1), one(2), one(4))
+        alone, *found[name] = (record.noise for record in own.records)
+        assert alone is None
+    first, second = found["noisy"]
+    assert 0.01 < first < second, "the second's ratio to the default is a product of two"
+    assert max(found["quiet"]) < first
+
+
+def test_what_was_measured_says_under_which_conditions(log: Log) -> None:
+    log.profile_of = lambda kernel: "standard warm"
+    entered(log, Machine(by({(2, 8): {1: 0.5}})), one(1), one(2))
+    assert {record.profile for record in log.records} == {"standard warm"}
+    assert chosen(log).why == "log"
+    log.profile_of = lambda kernel: "standard"
+    assert chosen(log).why == "default"
+
+
+def test_pairs_that_were_repeated_are_in_the_log(log: Log) -> None:
+    machine = Machine(by({}))
+    trial = machine.trial
+    machine.trial = lambda *arguments: replace(trial(*arguments), repeated=3)
+    entered(log, machine, one(1))
+    assert log.records[0].reason == "3 pairs were preempted and taken again"
+
+
 def test_splicing_merges_what_repeats() -> None:
     a, b = one(1)[1], one(2)[1]
     assert spliced({1: a}, {1: b}, {5, 17}, POINTS) == {1: a, 5: b, 65: a}

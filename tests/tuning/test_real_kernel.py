@@ -11,8 +11,8 @@ from moec.targets.base import Kernel
 from moec.targets.cpu.isa import host
 from moec.targets.cpu.space import space
 from moec.tuning.fingerprint import here
+from moec.tuning.judge import Worker
 from moec.tuning.log import Log
-from moec.tuning.measure import Worker
 from moec.tuning.plan import make_plan
 from moec.tuning.search import Budget, tune
 

@@ -76,9 +76,9 @@ def tile(symbol: str, shape: Shape, products: Products, ahead: int, finish: str)
 def ask(W: Any, S: Any, p: Any, g: Any, ahead: int, shape: Shape, vectors: range) -> None:
     """Prefetch the beginning of a later group into the second cache.
 
-    The rest follows by itself: the hardware streams on from there, but begins no page (4096 bytes) that nobody
-    asked for. Asking for every line was up to 25 % slower: that takes instructions, and places in the first
-    cache's queue of misses.
+    The rest follows by itself: the hardware streams on from there, but begins no page (4096 bytes) that
+    nobody asked for. Asking for every line was up to 25 % slower: that takes instructions, and places in the
+    first cache's queue of misses.
     """
     if ahead:
         column = vectors.start * shape.lanes
