@@ -1,33 +1,31 @@
-"""Ask for a schedule, measure it, tell. The only file that knows Optuna.
+"""Ask for a schedule, measure it, tell.
 
 A search goes over the kernels one by one, those that matter most first. Of each kernel it tries the default,
-then the space's known schedules, then what TPE asks for. The log is the truth and the study a view of it: it
-is rebuilt from the records, so a search that was interrupted goes on where it was, and a kernel whose search
-has ended once on such a machine is not searched again, whatever the budget (retune=True searches on).
+then schedules that were good elsewhere, then what a strategy asks for. The log is the truth and what the
+strategy knows a view of it: it is told of the records, so a search that was interrupted goes on where it was,
+and a kernel whose search has ended once on such a machine is not searched again, whatever the budget
+(retune=True searches on).
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-import random
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
-
-import optuna
-from optuna.trial import TrialState
+from typing import Self
 
 from ..targets.base import BUCKETS, Kernel, Schedules, Space
 from .contest import Contest
 from .fingerprint import Fingerprint
 from .log import Log
-from .measure import Judge
+from .measure import Judge, Prepares
 from .record import Record, bare, spelled
+from .strategy import IDLE, Strategy, chosen
+from .winners import NO_TRIALS
 
-SEED = 0
-IDLE = 200  # asks in a row that brought nothing to measure: the space holds hardly more
 LEAST_SECONDS = 2.0  # some trials of one kernel
 LEAST_WORK = 0.01  # of the work of all: a kernel with less is worth no more than its share of the seconds
 
@@ -60,16 +58,20 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a search stands after a trial (status as in a record)."""
+    """Where a search stands after a trial, or, where the record is "done", at the end of that of a kernel."""
 
     kernel: Kernel
     number: int  # of this kernel, from 1
     kernels: int
     trials: int  # of this kernel
-    status: str
-    reason: str
-    gain: float  # the default's time over the best one's, so far
+    record: Record
+    best: Record | None  # so far
     seconds: float  # since the search began
+
+    @property
+    def gain(self) -> float:
+        """The default's time over the best schedules' so far."""
+        return 1 / self.best.ratio if self.best and self.best.ratio else 1.0
 
 
 @dataclass(slots=True)
@@ -92,18 +94,22 @@ def tune(
     weights: Mapping[Kernel, float] | None = None,
     retune: bool = False,
     versions: Mapping[str, str] | None = None,
+    starts: Callable[[Kernel], Iterable[Schedules]] = lambda kernel: (),
+    strategy: Callable[[Space], Strategy] = chosen,
     progress: Callable[[Progress], None] = lambda event: None,
+    mirror: Callable[[Space, Iterable[Record]], None] | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Summary:
     """Searches the spaces of kernels and appends what it learns to the log; make_plan then reads the log.
 
     weights say how much of a model's time each kernel takes (its calls times its cost, in any unit). Each
     kernel gets seconds enough for some trials, and what is left is shared by weight; where they do not last
-    for all, the lightest are passed over. What a search leaves over goes to those after it. Ctrl-C ends the
-    search early and loses nothing but the trial in flight. Raises CannotBuild if this machine cannot build or
-    run kernels.
+    for all, the lightest are passed over. What a search leaves over goes to those after it. starts are asked
+    for when a kernel's turn comes, and tried right after its default. Ctrl-C ends the search early and loses
+    nothing but the trial in flight. mirror is shown a kernel's records after each trial. clock tells seconds.
+    Raises CannotBuild if this machine cannot build or run kernels.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    summary, started = Summary(), time.monotonic()
+    summary, started = Summary(), clock()
     if budget.empty:
         return summary
     shares = _shares(spaces, weights or {})
@@ -111,20 +117,24 @@ def tune(
     searched = _affordable(untuned, shares, budget.seconds)
     try:
         for number, kernel in enumerate(searched, 1):
-            left = budget.seconds - (time.monotonic() - started)
+            left = budget.seconds - (clock() - started)
             share = _share(searched[number - 1 :], shares, left)
-            search = Search(kernel, spaces[kernel], judge, log, fingerprint, versions or {})
+            contest = Contest(kernel, spaces[kernel], judge, log, fingerprint, versions or {})
+            search = Search(contest, strategy(spaces[kernel]), starts(kernel), clock)
             summary.kernels.append(bare(kernel))
             for record in search.run(Budget(share, budget.trials)):
-                summary.trials += record.status != "refused"
-                summary.seconds = time.monotonic() - started
+                summary.trials += record.status not in NO_TRIALS
+                summary.seconds = clock() - started
+                if mirror is not None:
+                    mirror(spaces[kernel], log.of(kernel, fingerprint))
                 progress(_progress(search, number, len(searched), record, summary.seconds))
         for kernel in untuned[len(searched) :]:
             why = "passed over: its share of the seconds was too small to search with"
-            log.append(Record(kernel, fingerprint, dict(spaces[kernel].default), "done", why))
+            kept = dict(spaces[kernel].default)
+            log.append(Record(kernel, fingerprint, kept, "done", why, profile=log.profile_of(kernel)))
     except KeyboardInterrupt:
         summary.interrupted = True
-    summary.seconds = time.monotonic() - started
+    summary.seconds = clock() - started
     return summary
 
 
@@ -156,8 +166,8 @@ def _share(kernels: Sequence[Kernel], shares: Mapping[Kernel, float], seconds: f
 
 
 def _progress(search: Search, number: int, kernels: int, record: Record, seconds: float) -> Progress:
-    gain, trials = search.gain, search.measured
-    return Progress(search.kernel, number, kernels, trials, record.status, record.reason, gain, seconds)
+    contest = search.contest
+    return Progress(contest.kernel, number, kernels, search.measured, record, contest.best, seconds)
 
 
 class Search:
@@ -165,83 +175,59 @@ class Search:
 
     def __init__(
         self,
-        kernel: Kernel,
-        space: Space,
-        judge: Judge,
-        log: Log,
-        fingerprint: Fingerprint,
-        versions: Mapping[str, str],
+        contest: Contest,
+        strategy: Strategy,
+        starts: Iterable[Schedules] = (),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.kernel, self.space = kernel, space
-        self.contest = Contest(kernel, space, judge, log, fingerprint, versions)
+        self.contest, self.space, self.strategy, self.clock = contest, contest.space, strategy, clock
         self.measured = 0
-        self.dice = random.Random(SEED)
-        self.distributions: dict[str, optuna.distributions.BaseDistribution] = {
-            knob: optuna.distributions.CategoricalDistribution(tuple(values))
-            for knob, values in space.choices.items()
-        }
-        self.study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=SEED, multivariate=True))
-        known = list(log.of(kernel, fingerprint))
-        self.seen = {spelled(record.schedules) for record in known}
-        for record in known:
-            self._recall(record)
-        for schedule in (*space.defaults.values(), *space.known):
-            if space.objection(schedule) is None:
-                self.study.enqueue_trial(dict(schedule), skip_if_exists=True)
-
-    @property
-    def gain(self) -> float:
-        """The default's time over the best schedules' so far."""
-        best = self.contest.best
-        return 1 / best.ratio if best and best.ratio else 1.0
+        self.seen: set[str] = set()
+        for record in contest.log.of(contest.kernel, contest.fingerprint):
+            if record.status != "done":
+                self._know(record)
+        singly = ({BUCKETS[0]: schedule} for schedule in (*self.space.defaults.values(), *self.space.known))
+        self.first = iter([self.space.defaults, *starts, *singly])
+        self.ready: list[Schedules] = []  # asked for and built, but not tried
 
     def run(self, budget: Budget) -> Iterable[Record]:
-        """Tries schedules until the budget is used up or nothing new comes; yields each record it wrote."""
-        deadline, idle = time.monotonic() + budget.seconds, 0
-        if len(self.space.defaults) > 1 and spelled(self.space.defaults) not in self.seen:
-            yield self._try(self.space.defaults)
-        while idle < IDLE and self.measured < budget.trials and time.monotonic() < deadline:
-            trial = self.study.ask(self.distributions)
-            schedules = {BUCKETS[0]: trial.params}
-            if spelled(schedules) in self.seen:
-                self.study.tell(trial, state=TrialState.FAIL)  # TPE does not count it twice
-                self._wander()
-                idle += 1
-                continue
-            record = self._try(schedules)
+        """Tries schedules until the budget is used up or nothing new comes; yields each record it wrote, at
+        last the one that says so.
+        """
+        deadline, idle = self.clock() + budget.seconds, 0
+        while idle < IDLE and self.measured < budget.trials and self.clock() < deadline:
+            if not (self.ready or self._prepare()):
+                break
+            record = self.contest.enter(self.ready.pop(0))
+            self.measured += record.status != "refused"
             idle = idle + 1 if record.status == "refused" else 0
-            self._tell(trial, record)
+            self._know(record)
             yield record
-        self.contest.end()
+        yield self.contest.end()
 
-    def _wander(self) -> None:
-        """TPE asked for what is known already: try any schedule next, lest it dwell on the best for ever."""
-        anywhere = {knob: self.dice.choice(values) for knob, values in self.space.choices.items()}
-        self.study.enqueue_trial(anywhere)
+    def _prepare(self) -> bool:
+        """Has as many schedules ready as the judge builds side by side; whether there are any."""
+        judge = self.contest.judge
+        count = judge.builders if isinstance(judge, Prepares) else 1
+        self.ready = list(itertools.islice(self._next(), count))
+        sound = [schedules for schedules in self.ready if self.space.objection_to(schedules) is None]
+        if isinstance(judge, Prepares) and len(sound) > 1:
+            judge.prepare(self.contest.kernel, sound)
+        return bool(self.ready)
 
-    def _try(self, schedules: Schedules) -> Record:
-        self.seen.add(spelled(schedules))
-        self.measured += self.space.objection_to(schedules) is None
-        return self.contest.enter(schedules)
+    def _next(self) -> Iterator[Schedules]:
+        """What was good elsewhere first, then what the strategy asks for."""
+        for schedules in self.first:
+            if spelled(schedules) not in self.seen:
+                self.seen.add(spelled(schedules))
+                yield schedules
+        while (asked := self.strategy.ask()) is not None:
+            yield {BUCKETS[0]: asked}
 
-    def _tell(self, trial: optuna.Trial, record: Record) -> None:
-        if record.ratio is not None:
-            self.study.tell(trial, math.log(record.ratio))
+    def _know(self, record: Record) -> None:
+        """Tells the strategy of a record, if it is one schedule whose values the space still has."""
+        self.seen.add(spelled(record.schedules))
+        if record.larger or set(record.schedule) != set(self.space.choices):
             return
-        trial.set_user_attr(record.status, record.reason)
-        self.study.tell(trial, state=TrialState.PRUNED)  # TPE ranks what was pruned behind all that ran
-
-    def _recall(self, record: Record) -> None:
-        """Puts a record of the log into the study, if the space still has its values."""
-        if record.status == "done" or record.larger or set(record.schedule) != set(self.space.choices):
-            return
-        if any(value not in self.space.choices[knob] for knob, value in record.schedule.items()):
-            return
-        outcome: dict[str, Any] = {"state": TrialState.PRUNED, "user_attrs": {record.status: record.reason}}
-        if record.ratio is not None:
-            outcome = {"value": math.log(record.ratio)}
-        self.study.add_trial(
-            optuna.trial.create_trial(
-                params=dict(record.schedule), distributions=self.distributions, **outcome
-            )
-        )
+        if all(value in self.space.choices[knob] for knob, value in record.schedule.items()):
+            self.strategy.tell(record.schedule, record.ratio, f"{record.status}: {record.reason}")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -73,13 +72,10 @@ class Simulated:
         return [self.cost(schedule) * self.dice.lognormvariate(0, self.noise) for _ in range(9)]
 
 
-@contextmanager
-def monotonic_steps(seconds: float) -> Iterator[None]:
-    """Every look at the clock takes so long."""
-    clock = itertools.count()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("moec.tuning.search.time.monotonic", lambda: seconds * next(clock))
-        yield
+def steps(seconds: float) -> Callable[[], float]:
+    """A clock: every look at it takes so long."""
+    looks = itertools.count()
+    return lambda: seconds * next(looks)
 
 
 @pytest.fixture
@@ -190,8 +186,9 @@ def test_zero_budget_reads_the_log_only(log: Log) -> None:
 def test_seconds_go_by_weight(log: Log) -> None:
     judge = Simulated()
     space = replace(SPACE, rules=())
-    with monotonic_steps(1):
-        tune({OTHER: space, KERNEL: space}, judge, Budget.parse("60s"), log, HERE, weights={KERNEL: 4.0})
+    weights = {KERNEL: 4.0}
+    spaces = {OTHER: space, KERNEL: space}
+    tune(spaces, judge, Budget.parse("60s"), log, HERE, weights=weights, clock=steps(1))
     counts = [sum(kernel == each for kernel, _ in judge.tried) for each in (KERNEL, OTHER)]
     assert judge.tried[0][0] == KERNEL
     assert 2 * counts[1] < counts[0] < 8 * counts[1]
@@ -201,8 +198,7 @@ def test_seconds_that_would_be_scattered_go_to_what_matters(log: Log) -> None:
     judge = Simulated()
     light = [Kernel("linear", (("k", size), ("n", 8))) for size in range(1, 9)]
     spaces = {KERNEL: SPACE, **dict.fromkeys(light, SPACE)}
-    with monotonic_steps(0.1):
-        tune(spaces, judge, Budget.parse("3s"), log, HERE, weights={KERNEL: 8.0})
+    tune(spaces, judge, Budget.parse("3s"), log, HERE, weights={KERNEL: 8.0}, clock=steps(0.1))
     assert {kernel for kernel, _ in judge.tried} == {KERNEL}
     assert tune(spaces, judge, Budget.parse("3s"), log, HERE).trials == 0
 
@@ -211,10 +207,9 @@ def test_every_kernel_that_matters_gets_some_trials(log: Log) -> None:
     judge = Simulated()
     tiny = Kernel("linear", (("k", 1), ("n", 1)))
     space = replace(SPACE, rules=())
-    with monotonic_steps(0.1):
-        spaces = {KERNEL: space, OTHER: space, tiny: space}
-        weights = {KERNEL: 100.0, OTHER: 5.0, tiny: 0.1}
-        tune(spaces, judge, Budget.parse("12s"), log, HERE, weights=weights)
+    spaces = {KERNEL: space, OTHER: space, tiny: space}
+    weights = {KERNEL: 100.0, OTHER: 5.0, tiny: 0.1}
+    tune(spaces, judge, Budget.parse("12s"), log, HERE, weights=weights, clock=steps(0.1))
     counts = [sum(kernel == each for kernel, _ in judge.tried) for each in (KERNEL, OTHER, tiny)]
     assert counts[0] > counts[1] >= 5
     assert counts[2] == 0
