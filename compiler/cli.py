@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from .refusals import refusals
+
 EXAMPLES = """
 \b
 Examples:
@@ -21,6 +23,7 @@ Examples:
   moec bench lite --prompt 512 --max-new 64
   moec explain lite
   moec explain --config ./DeepSeek-V3
+  moec log best
 """
 
 
@@ -36,34 +39,29 @@ class Refused(click.ClickException):
 class Commands(click.Group):
     """Turns errors about what the user gave into Refused; others are defects and keep their traceback."""
 
+    def list_commands(self, context: click.Context) -> list[str]:
+        return sorted([*super().list_commands(context), "log", "tune", "worker"])
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name == "log":
+            from .learn_command import learn
+            from .log_commands import log
+            from .report_command import report
+
+            log.add_command(learn)
+            log.add_command(report)
+            return log
+        if name in ("tune", "worker"):
+            from . import tune_command
+
+            return getattr(tune_command, name)  # type: ignore[no-any-return]
+        return super().get_command(context, name)
+
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
         except refusals() as error:
             raise Refused(str(error)) from None
-
-
-def refusals() -> tuple[type[Exception], ...]:
-    """The errors that the user can do something about; only modules that are loaded can have raised any."""
-    homes = {
-        "checkpoint": ("BadModel",),
-        "convert": ("UnsupportedOp",),
-        "manifest": ("BadArtifact",),
-        "policy": ("BadPolicy",),
-        "artifact": ("OutputTaken",),
-        "proof": ("NotProven",),
-        "runner": ("BadRequest",),
-    }
-    rooms = {f"{__package__}.{name}": errors for name, errors in homes.items()}
-    parent = str(__package__).rpartition(".")[0]
-    rooms |= {f"{parent}.targets.base": ("CannotBuild",), f"{parent}.tuning.log": ("BadLog",)}
-    rooms |= {f"{parent}.passes.precision": ("UnmetRule",)}
-    return tuple(
-        getattr(sys.modules[room], name)
-        for room, names in rooms.items()
-        if room in sys.modules
-        for name in names
-    )
 
 
 def say(machine: bool, data: Any, show: Callable[[Any], None]) -> None:
@@ -74,6 +72,11 @@ def say(machine: bool, data: Any, show: Callable[[Any], None]) -> None:
         from rich.console import Console
 
         show(Console(width=None if sys.stdout.isatty() else 150))
+
+
+def say_aside(line: str) -> None:
+    """A line on stderr."""
+    click.echo(line, err=True)
 
 
 def tokens_of(context: click.Context, option: click.Parameter, text: str) -> list[int]:
@@ -126,9 +129,33 @@ with_cache = click.option(
     type=click.Choice(["f32", "bf16"]),
     help="How earlier tokens are kept; bf16 takes half the memory.",
 )
+with_routing_trace = click.option(
+    "--routing-trace",
+    type=click.Path(path_type=Path),
+    help="Expert ids that tokens chose, [tokens, top_k], .npy or JSON lines; tune experts for them.",
+)
+with_retune = click.option("--retune", is_flag=True, help="Search on where the log already has a result.")
+with_json_events = click.option(
+    "--json-events",
+    is_flag=False,
+    flag_value="-",
+    metavar="[=FILE]",
+    help="Tell how tuning goes in JSON, an event a line, on stderr or at the end of FILE.",
+)
 with_watch = click.option(
     "--watch", type=click.Path(path_type=Path), help="Write the graph after each pass into this folder."
 )
+
+
+def with_budget(default: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The option that says how much to search."""
+    return click.option(
+        "--budget",
+        default=default,
+        show_default=True,
+        callback=budget_of,
+        help="How long to tune: 90s, 2m or 1h in all, 40t for trials a kernel, 0 for what the log knows.",
+    )
 
 
 @click.group(cls=Commands, epilog=EXAMPLES)
@@ -150,14 +177,10 @@ def main() -> None:
 @with_cache
 @with_target
 @with_isa
-@click.option(
-    "--budget",
-    default="0",
-    show_default=True,
-    callback=budget_of,
-    help="How long to tune: 90s, 2m or 1h in all, 40t for trials a kernel, 0 for what the log knows.",
-)
-@click.option("--retune", is_flag=True, help="Search on where the log already has a result.")
+@with_budget("0")
+@with_routing_trace
+@with_retune
+@click.option("--verify", is_flag=True, help="Measure once what is from other shapes or machines.")
 @with_log
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
 @click.option(
@@ -169,16 +192,21 @@ def main() -> None:
     "--prove/--no-prove", default=True, help="Compare the artifact with PyTorch.", show_default=True
 )
 @with_threads
+@with_json_events
 @as_json
-def compile_(model: str, machine: bool, **options: Any) -> None:
+def compile_(model: str, machine: bool, json_events: str | None, **options: Any) -> None:
     """Compile MODEL into an artifact: a folder with model.onnx, weights, a kernel library and a manifest."""
     from .driver import compile_model
     from .progress import Bar
+    from .tuning_progress import watching
 
     expect_model(model, options["config"])
-    with Bar() as bar:
-        report = compile_model(model, progress=bar, **options)
-    show(report, machine)
+    with (
+        Bar(json_events != "-") as bar,
+        watching(bar, json_events, say_aside) as listener,
+    ):
+        report = compile_model(model, progress=bar, events=listener, **options)
+    show(report, machine, warned=json_events == "-")
 
 
 @main.command()
@@ -271,25 +299,6 @@ def explain(what: str, machine: bool, **options: Any) -> None:
     show(report, machine, misses=sys.maxsize)
 
 
-@main.group()
-def log() -> None:
-    """The tuning log: what was tried on which kernel, and how fast it was."""
-
-
-@log.command("show")
-@with_log
-@as_json
-def log_show(log: Path | None, machine: bool) -> None:
-    """The best schedule known for each kernel."""
-    from ..tuning.log import Log, default_path
-    from .report import best, records
-
-    found = Log(log or default_path())
-    for problem in found.problems:
-        click.echo(f"moec: {problem}", err=True)
-    say(machine, best(found), lambda console: console.print(records(found)))
-
-
 @main.command()
 @as_json
 def devices(machine: bool) -> None:
@@ -307,9 +316,10 @@ def expect_model(model: str, config: Path | None) -> None:
         raise click.UsageError("give either MODEL or --config" + (", not both" if model else ""))
 
 
-def show(report: Any, machine: bool, misses: int = 5) -> None:
+def show(report: Any, machine: bool, misses: int = 5, warned: bool = False) -> None:
+    """warned: whether warnings have been told."""
     from .report import render
 
-    for warning in report.warnings:
-        click.echo(f"moec: {warning}", err=True)
+    for warning in () if warned else report.warnings:
+        say_aside(f"moec: {warning}")
     say(machine, report.json(), lambda console: console.print(render(report, misses)))

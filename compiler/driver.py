@@ -15,46 +15,40 @@ from typing import TYPE_CHECKING, Any
 from ..passes.caches import NarrowCaches
 from ..passes.layout import pack, packed
 from ..passes.precision import Policy, Precision
-from ..targets.base import CannotBuild, Kernel
-from ..tuning.fingerprint import here
+from ..targets.base import Kernel
 from ..tuning.log import Log, default_path
-from ..tuning.measure import Worker
-from ..tuning.plan import Plan, make_plan
-from ..tuning.search import Budget, tune
-from ..tuning.search import Progress as Trial
+from ..tuning.plan import Plan
+from ..tuning.search import Budget
 from . import artifact, costs, library, pipeline, proof, verified
 from . import manifest as manifests
+from .conditions import conditions
 from .ir import B, Graph, L, Miss, Node, S, T
 from .manifest import File, Manifest, PlannedKernel, StoredWeight
 from .onnx_graph import Naming
 from .ops.region import REGION
 from .pipeline import PassReport
+from .planning import NOTHING, planned
 from .policy import NONE, policy_of
+from .progress import Steps, quiet
 from .report import Report, html
 from .rooms import target_of
 from .rounding import Rounding, stored_weights
 from .source import BadModel, Source, resolve
+from .tuning_events import Listener, Teller, nobody
+from .tuning_report import sections
 
 if TYPE_CHECKING:
     from .trace import Traced
 
-# step, how far, of how much: parts of a step that take long enough to be worth showing.
-Progress = Callable[[str, int, int], None]
-
 REPORT = "report.html"
 FLOAT_BYTES = 4
-NOTHING = Budget(seconds=0)
 SMALL = {B: 2, T: 3, S: 4, L: 9}  # sizes at which numbers are checked
-
-
-def quiet(step: str, done: int, total: int) -> None:
-    """Progress that nobody watches."""
 
 
 class Clock:
     """Seconds that each step took, by name, and the end to which progress is told."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Steps) -> None:
         self.seconds: dict[str, float] = {}
         self.progress = progress
 
@@ -75,7 +69,9 @@ def compile_model(
     isa: str | None = None,
     budget: str = "0",
     retune: bool = False,
+    verify: bool = False,
     log: str | Path | None = None,
+    routing_trace: Path | None = None,
     force: bool = False,
     watch: Path | None = None,
     check: bool = False,
@@ -86,22 +82,25 @@ def compile_model(
     cache: str = "f32",
     threads: int | None = None,
     prove: bool = True,
-    progress: Progress = quiet,
+    progress: Steps = quiet,
+    events: Listener = nobody,
 ) -> Report:
     """Compile a model into the folder `out`, which appears whole or not at all.
 
     model: a Hugging Face folder or "package.module:function"; or config, a config.json, with
     random_weights, a seed. quant: how weights are stored ("int8", "int4", "bf16", "none"), and quant_config,
     a file of patterns of tensors' names and their formats. cache: how a caller keeps what is known of earlier
-    tokens, "f32" or "bf16". isa: what the artifact may use, None for this
-    machine's. budget: how much to tune ("0", "2m", "40t"). retune: search on where the log already has a
-    result. log: the tuning log. watch: a folder for the graph after each pass. check: compare numbers around
-    each pass. threads: that it will be run with, None for this machine's. prove: compare the artifact with
-    PyTorch, if this machine can run it.
-    Raises BadModel, BadPolicy, UnmetRule, UnsupportedOp, OutputTaken, CannotBuild, BadLog or NotProven:
-    sentences for the user.
+    tokens, "f32" or "bf16". isa: what the artifact may use, None for this machine's. budget: how much to tune
+    ("0", "2m", "40t"). retune: search on where the log already has a result. verify: measure once what is
+    from other shapes or machines. log: the tuning log. routing_trace: expert ids that tokens chose, to time
+    experts with (targets/routing.py says how). watch: a folder for the graph after each pass. check: compare
+    numbers around each pass. threads: that it will be run with, None for this machine's. prove: compare the
+    artifact with PyTorch, if this machine can run it. progress: told of steps; events: of tuning
+    (tuning_events.py).
+    Raises BadModel, BadPolicy, UnmetRule, UnsupportedOp, OutputTaken, CannotBuild, BadLog, BadTrace or
+    NotProven: sentences for the user.
     """
-    clock, machine = Clock(progress), target_of(target, isa)
+    clock, machine, teller = Clock(progress), target_of(target, isa), Teller(events)
     threads = threads or len(os.sched_getaffinity(0))
     machine.expect_tools()
     known = Log(Path(log or default_path()))
@@ -112,7 +111,8 @@ def compile_model(
     with artifact.writing(Path(out), force) as folder:
         front = understand(source, machine, clock, watch, check, policy, cache)
         with clock.step("tune"):
-            plan = planned(front, machine, known, Budget.parse(budget), threads, progress, retune)
+            called = conditions(machine, front.graph, front.kernels.values(), threads, routing_trace)
+            plan = planned(front, known, Budget.parse(budget), called, progress, retune, verify, teller)
         with clock.step("emit") as tell:
             jobs = [(kernel, choice.schedules) for kernel, choice in plan.items()]
             machine.link(library.emit_all(machine, jobs, tell), folder / machine.library)
@@ -120,14 +120,14 @@ def compile_model(
             graph, names = laid_out(front, machine, plan)
             rounding = Rounding()
             files = artifact.store(folder, graph, front.traced.weights, names, tell, rounding.observe)
-        manifest = describe(front, machine, plan, files, stored_weights(graph, rounding))
+        manifest = describe(front, machine, plan, teller, files, stored_weights(graph, rounding))
         manifest.write(folder)
         if prove and machine.runs_here:
             with clock.step("prove"):
                 rounded = policy is not None or cache != "f32"
                 manifest = manifest.proven(proven(front, folder, rounded))
         report = Report(manifest, Path(out), clock.seconds, known.problems)
-        (folder / REPORT).write_text(html(report), encoding="utf-8")
+        (folder / REPORT).write_text(html(report, sections(plan, known, teller.place)), encoding="utf-8")
         manifest.write(folder)
     verified.remember(Path(out), manifest.files)
     return report
@@ -145,7 +145,7 @@ def explain(
     quant_config: Path | None = None,
     cache: str = "f32",
     threads: int | None = None,
-    progress: Progress = quiet,
+    progress: Steps = quiet,
 ) -> Report:
     """What became of an artifact's model, or what would of a model, whose weights are not needed.
 
@@ -160,9 +160,11 @@ def explain(
     policy = policy_of(quant, quant_config)
     front = understand(source, machine, clock, watch, False, policy, cache)
     known = Log(Path(log or default_path()))
-    plan = planned(front, machine, known, NOTHING, threads, quiet)
+    called = conditions(machine, front.graph, front.kernels.values(), threads)
+    teller = Teller()
+    plan = planned(front, known, NOTHING, called, quiet, teller=teller)
     weights = stored_weights(laid_out(front, machine, plan)[0], Rounding())
-    return Report(describe(front, machine, plan, {}, weights), None, clock.seconds, known.problems)
+    return Report(describe(front, machine, plan, teller, {}, weights), None, clock.seconds, known.problems)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,51 +204,6 @@ def understand(
     return Front(source, traced, graph, kernels, reports, misses)
 
 
-def planned(
-    front: Front,
-    machine: Any,
-    log: Log,
-    budget: Budget,
-    threads: int,
-    progress: Progress,
-    retune: bool = False,
-) -> Plan:
-    """A schedule for each kernel: searched for while the budget lasts, or from the log, or the default."""
-    uses = Counter(front.kernels.values())
-    spaces = {kernel: machine.space(kernel) for kernel in uses}
-    place = here(machine.capabilities.name, threads, machine.folder)
-    tuned: Sequence[Kernel] = ()
-    if not budget.empty and spaces:
-        if not machine.runs_here:
-            raise CannotBuild(
-                f"this machine does not run {machine.capabilities.name}: tune there, or --budget 0"
-            )
-        weights = {kernel: count * machine.work(kernel) for kernel, count in uses.items()}
-        versions = library.toolchain()
-
-        def tell(event: Trial) -> None:
-            trial = f"tune: {event.kernel}, trial {event.trials}, {event.gain:.2f}x the default's speed"
-            progress(trial, event.number - 1, event.kernels)
-
-        with Worker(*machine.device(threads)) as judge:
-            judge.start()  # the budget is for trials
-            summary = tune(
-                spaces,
-                judge,
-                budget,
-                log,
-                place,
-                weights=weights,
-                retune=retune,
-                versions=versions,
-                progress=tell,
-            )
-        tuned = summary.kernels
-        if summary.interrupted:
-            progress("tuning stopped: compiling with the best so far", 0, 0)
-    return make_plan(uses, spaces, log, place, tuned)
-
-
 def laid_out(front: Front, machine: Any, plan: Plan) -> tuple[Graph, Naming]:
     """The graph with weights in the order the plan's kernels read them, and the op name of each region."""
     layouts = {
@@ -260,7 +217,12 @@ def laid_out(front: Front, machine: Any, plan: Plan) -> tuple[Graph, Naming]:
 
 
 def describe(
-    front: Front, machine: Any, plan: Plan, files: Mapping[str, File], weights: Sequence[StoredWeight]
+    front: Front,
+    machine: Any,
+    plan: Plan,
+    teller: Teller,
+    files: Mapping[str, File],
+    weights: Sequence[StoredWeight],
 ) -> Manifest:
     """All that is known before the artifact is run."""
     uses = Counter(front.kernels.values())
@@ -285,6 +247,7 @@ def describe(
                 uses[kernel],
                 round(chosen.gain, 3),
                 chosen.tried,
+                chosen.reason,
             )
             for kernel, chosen in plan.items()
         ],
@@ -298,6 +261,7 @@ def describe(
         weights=weights,
         misses=[str(miss) for miss in front.misses],
         positions=facts.positions if facts else None,
+        tuning=teller.worth.json() if teller.worth else None,
     )
 
 

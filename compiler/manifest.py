@@ -32,8 +32,9 @@ class PlannedKernel:
     """One row of the kernel library.
 
     schedules: which counts of tokens (tokens: "1-4", "5+") each schedule serves, with its gain.
-    why: where they came from, "tuned", "log" or "default"; gain: the default's time over its time;
-    tried: how many schedules were ever measured for this kernel on such a machine. uses: nodes with it.
+    why: where they came from, as in tuning/plan.py ("tuned", "log", "neighbour", "default", ...), and reason,
+    a sentence about it; gain: the default's time over its time, where measured; tried: how many schedules
+    were ever measured for this kernel on such a machine. uses: nodes with it.
     """
 
     name: str
@@ -43,6 +44,7 @@ class PlannedKernel:
     uses: int
     gain: float = 1.0
     tried: int = 0
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,8 @@ class Manifest:
     source: name, family, hash. target: name, isa, features (as the CPU names them), library (file or None).
     onnxruntime: the oldest release it loads in, the newest tried. cache: bytes_per_token as stored, and
     unfused_bytes_per_token with all heads' keys and values. proof: see proof.py; None where it was not run.
-    positions: the most tokens a text may have, None where the model takes none.
+    positions: the most tokens a text may have, None where the model takes none. tuning: what it cost and
+    bought (tuning/worth.py).
     """
 
     source: Mapping[str, str]
@@ -81,6 +84,7 @@ class Manifest:
     misses: Sequence[str] = ()
     positions: int | None = None
     proof: Mapping[str, Any] | None = None
+    tuning: Mapping[str, Any] | None = None
     schema: int = SCHEMA
 
     def write(self, folder: Path) -> None:

@@ -12,9 +12,6 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..tuning.log import Log
-from ..tuning.plan import gains, served
-from ..tuning.record import Record
 from .bench import Bench
 from .manifest import Manifest, PlannedKernel
 from .profile import Phase
@@ -30,6 +27,8 @@ NUMBERS = (
     "s",
     "trials",
     "gain",
+    "noise",
+    "records",
     "threads",
     "calls",
     "ms",
@@ -79,7 +78,7 @@ def render(report: Report, misses: int = 5) -> RenderableType:
 
 def passes(found: Manifest) -> Table:
     """Each pass, how often it fired, and its time."""
-    table = _table("pass", "fired", "nodes", "s")
+    table = columns("pass", "fired", "nodes", "s")
     for each in found.passes:
         nodes = f"{each['nodes_before']} > {each['nodes_after']}"
         table.add_row(str(each["name"]), str(each["fired"]), nodes, f"{each['seconds']:.2f}")
@@ -88,15 +87,15 @@ def passes(found: Manifest) -> Table:
 
 def kernels(found: Manifest) -> Table:
     """Each kernel, how many nodes use it, its schedules by tokens, where they came from, what they gained."""
-    table = _table("kernel", "uses", "schedule", "why")
+    table = columns("kernel", "uses", "schedule", "why")
     for each in found.kernels:
-        table.add_row(each.kernel, str(each.uses), _served(each.schedules), _why(each))
+        table.add_row(each.kernel, str(each.uses), per_tokens(each.schedules), _why(each))
     return table
 
 
 def formats(found: Manifest) -> Table:
     """How many weights have each format, their bytes, and how far they are off what they were."""
-    table = _table("format", "tensors", "bytes", "mean error", "worst error", "worst tensor")
+    table = columns("format", "tensors", "bytes", "mean error", "worst error", "worst tensor")
     for format in dict.fromkeys(each.format for each in found.weights):
         same = [each for each in found.weights if each.format == format]
         errors = [(each.error, each.name) for each in same if each.error is not None]
@@ -108,7 +107,7 @@ def formats(found: Manifest) -> Table:
 
 def weights(found: Manifest) -> Table:
     """Each weight, its format, its bytes, and its error."""
-    table = _table("weight", "format", "bytes", "error")
+    table = columns("weight", "format", "bytes", "error")
     for each in found.weights:
         error = "" if each.error is None else f"{each.error:.3%}"
         table.add_row(each.name, each.format, size(each.bytes), error)
@@ -127,11 +126,8 @@ def outcome(report: Report) -> Table:
         if judged := (found.proof or {}).get("kernels"):
             name, errors = max(judged.items(), key=lambda each: float(each[1]["max_error"]))
             table.add_row("kernels", f"at most {errors['max_error']:.1e} off standard ops ({name})")
-    if tried := sum(each.tried for each in found.kernels):
-        won = [each.gain for each in found.kernels if each.gain > 1]
-        best = f", by {max(won):.2f}x at most" if won else ""
-        count = f"{len(won)} of {len(found.kernels)} kernels beat their default{best}"
-        table.add_row("tuning", f"{tried} schedules measured on such a machine; {count}")
+    if found.tuning:
+        table.add_row("tuning", str(found.tuning["line"]))
     if report.seconds:
         steps = ", ".join(f"{step} {seconds:.1f}" for step, seconds in report.seconds.items())
         table.add_row("seconds", f"{sum(report.seconds.values()):.1f} ({steps})")
@@ -192,7 +188,7 @@ def spent(phase: Phase, ceiling: float) -> Iterable[RenderableType]:
     step = f"{phase.name}, a step of {phase.tokens} tokens: {phase.seconds * 1e3:.2f} ms"
     profiler = f"onnxruntime's profiler adds {phase.profiler_seconds * 1e3:.2f} ms"
     yield Text(f"{step}, {phase.nodes} nodes{per_layer}; {profiler}")
-    table = _table("where", "calls", "ms", "share", "GB/s of weights", "of the read bandwidth")
+    table = columns("where", "calls", "ms", "share", "GB/s of weights", "of the read bandwidth")
     for part in phase.kernels:
         speed = (
             (f"{part.bandwidth / 1e9:.1f}", f"{part.bandwidth / ceiling:.0%}") if part.weight_bytes else ()
@@ -217,33 +213,9 @@ def _of(seconds: float, whole: float) -> tuple[str, str]:
     return f"{seconds * 1e3:.3f}", f"{seconds / whole:.1%}"
 
 
-def best(log: Log) -> list[dict[str, Any]]:
-    """The fastest schedule that a log knows for each kernel and kind of machine."""
-    groups: dict[tuple[Any, ...], Record] = {}
-    for record in log.records:
-        key = (record.kernel, record.fingerprint)
-        if record.beats and record.ratio is not None:
-            groups[key] = min(record, groups.get(key, record), key=lambda each: each.ratio or 1.0)
-    return [
-        {"kernel": str(each.kernel), "gain": 1 / (each.ratio or 1.0)}
-        | {"schedules": served(each.schedules, gains(each.schedules, each.ratios))}
-        | {"trials": sum((r.kernel, r.fingerprint) == key for r in log.records), **asdict(each.fingerprint)}
-        for key, each in groups.items()
-    ]
-
-
-def records(log: Log) -> Table:
-    """The same as a table."""
-    table = _table("kernel", "trials", "gain", "schedule", "isa", "threads", "cpu")
-    for each in best(log):
-        row = (each["kernel"], each["trials"], f"{each['gain']:.2f}x", _served(each["schedules"]))
-        table.add_row(*map(str, (*row, each["isa"], each["threads"], each["cpu"])))
-    return table
-
-
 def machines(found: Sequence[Mapping[str, Any]]) -> Table:
     """What each target finds here."""
-    table = _table("target", "device", "isa", "compiler", "can")
+    table = columns("target", "device", "isa", "compiler", "can")
     for each in found:
         can = ", ".join(verb for verb in ("builds", "runs", "measures") if each[verb])
         table.add_row(
@@ -252,16 +224,17 @@ def machines(found: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def html(report: Report) -> str:
-    """The report as a page of its own."""
+def html(report: Report, more: str = "") -> str:
+    """The report as a page of its own. more: HTML to end it with."""
     console = Console(record=True, width=160, file=io.StringIO())
     console.print(render(report, misses=len(report.manifest.misses)), weights(report.manifest))
-    return console.export_html()
+    return console.export_html().replace("</body>", f"{more}</body>")
 
 
-def _table(*columns: str) -> Table:
+def columns(*names: str) -> Table:
+    """An empty table; columns of numbers are aligned right."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
+    for column in names:
         number = column in NUMBERS
         table.add_column(column, justify="right" if number else "left", overflow="fold")
     return table
@@ -274,12 +247,12 @@ def _cache(stored: int, unfused: int) -> str:
 
 
 def _why(kernel: PlannedKernel) -> str:
-    """ "default", or "tuned, 1.12x, 9 tried"."""
-    gain = [f"{kernel.gain:.2f}x"] if kernel.gain > 1 else []
-    return ", ".join([kernel.why, *gain, *([f"{kernel.tried} tried"] if kernel.tried else [])])
+    """ "default: the log knows nothing like it", or "tuned, 1.12x: the best of 9 tried here"."""
+    gain = f", {kernel.gain:.2f}x" if kernel.gain > 1 else ""
+    return f"{kernel.why}{gain}" + (f": {kernel.reason}" if kernel.reason else "")
 
 
-def _served(schedules: Sequence[Mapping[str, Any]]) -> str:
+def per_tokens(schedules: Sequence[Mapping[str, Any]]) -> str:
     """A schedule for calls of any size, or a line for each: "1-4: nr=32 mr=8, 1.12x"."""
     lines = [" ".join(f"{knob}={value}" for knob, value in each["schedule"].items()) for each in schedules]
     if len(lines) == 1:

@@ -20,6 +20,8 @@ VIOLATIONS = {
     "onnx": ("tuning/plan.py", "import onnxruntime"),
     "tvm": ("tuning/worker.py", "import tvm"),
     "optuna": ("tuning/log.py", "import optuna"),
+    "ray": ("tuning/fleet.py", "import ray"),
+    "sklearn": ("tuning/plan.py", "import sklearn"),
     "networkx": ("compiler/ir.py", "import networkx"),
     "click": ("compiler/text.py", "import click"),
 }
