@@ -24,8 +24,9 @@ from moec.compiler.trace import trace
 from moec.passes.layout import pack
 from moec.passes.precision import POLICIES, Precision
 from moec.targets.cpu import table
-from moec.targets.cpu.lower import FORMATS, kernel_of, layout_of
+from moec.targets.cpu.lower import FORMATS, layout_of
 from moec.targets.cpu.pipeline import PASSES
+from moec.targets.regions import kernel_of
 
 from . import models
 from .benchmarks.shapes import V3_460M, write_config

@@ -19,8 +19,8 @@ from onnx import helper
 from ...compiler.ir import Array
 from .. import routing
 from ..base import BUCKETS, Kernel, Schedules
+from ..cases import Draw, Feeds
 from .build import link
-from .cases import Draw, Feeds
 from .isa import named
 from .sample import Call, Round, Sample, affordable, case_of, sample, spread
 from .table import op_name

@@ -15,9 +15,9 @@ import tvm
 from tvm import s_tir, tirx
 
 from ..base import Emitted, Kernel, Schedule, Schedules
+from ..regions import BITS
 from .isa import Isa
 from .kernels import attention, matmul, norm, quantized, rotary, routing
-from .lower import BITS
 from .table import op_name
 
 # kind -> (kernel, schedule, isa, prefix) -> PrimFuncs, in the order the kind's C++ driver expects them.

@@ -13,7 +13,7 @@ from ...passes.residual import gather_residuals
 from ...passes.routing import fuse_gate, lower_routing
 from ...passes.rows import drop_flattening
 from ...passes.shared import join_shared
-from .claims import CLAIMS
+from ..claims import CLAIMS
 
 PASSES: tuple[Pass, ...] = (
     fuse_rms_norm,

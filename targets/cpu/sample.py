@@ -14,10 +14,12 @@ import numpy as np
 from ...compiler.interpret import interpret
 from ...compiler.ir import DTYPES, Array, Graph
 from ...compiler.ops.sources import INPUT
+from .. import cases, cases_attention, cases_quantized
 from ..base import Kernel, Schedule
-from . import cases, cases_attention, cases_quantized, memory
-from .cases import Draw, Feeds, operands
-from .lower import BITS, layout_of
+from ..cases import Draw, Feeds, operands
+from ..regions import BITS
+from . import memory
+from .lower import layout_of
 
 MOST_BYTES = 256 << 20  # of one weight: fewer experts are tried than a model has, where all would be more
 RUN_BYTES = 8 << 20  # of weights that the calls of one run read, about: a millisecond

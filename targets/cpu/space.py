@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ..base import Kernel, Rule, Schedule, Space
+from ..regions import BITS
 from .isa import Isa
-from .lower import BITS
 
 # Rows of C++ and Python meet here: a driver finds these knobs, in this order, in Row::knobs.
 MATMUL_KNOBS = ("nr", "mr", "group", "grain")

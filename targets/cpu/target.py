@@ -10,6 +10,7 @@ from typing import Any
 from ...compiler.ir import Node
 from ...compiler.pipeline import Pass
 from ...passes.layout import Layout
+from .. import regions
 from ..base import CannotBuild, Capabilities, Emitted, Kernel, Schedule, Schedules, Space
 from ..routing import Trace
 from . import build, isa, lower, memory, space, table
@@ -54,7 +55,7 @@ class Target:
 
     def kernel_of(self, region: Node) -> Kernel:
         """The kernel a region asks for."""
-        return lower.kernel_of(region)
+        return regions.kernel_of(region)
 
     def space(self, kernel: Kernel) -> Space:
         """Every schedule worth trying."""

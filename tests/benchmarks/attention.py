@@ -9,7 +9,7 @@ import numpy as np
 from onnx import helper
 
 from moec.targets.base import Kernel
-from moec.targets.cpu.cases_attention import attention_feeds, latent_feeds
+from moec.targets.cases_attention import attention_feeds, latent_feeds
 from moec.targets.cpu.device import Bench
 from moec.targets.cpu.sample import aligned, spread
 

@@ -14,8 +14,9 @@ from moec.compiler.ops.shape import CONCAT
 from moec.compiler.ops.sources import CONSTANT, INPUT
 from moec.compiler.pipeline import run
 from moec.passes.layout import HeadPanels, Layout, Panels, is_weight, pack
-from moec.targets.cpu.lower import kernel_of, layout_of
+from moec.targets.cpu.lower import layout_of
 from moec.targets.cpu.pipeline import PASSES
+from moec.targets.regions import kernel_of
 
 SCHEDULE = {"nr": 4}
 

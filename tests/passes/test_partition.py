@@ -13,7 +13,7 @@ from moec.compiler.ops.region import REGION
 from moec.compiler.ops.shape import RESHAPE
 from moec.compiler.ops.sources import CONSTANT, INPUT
 from moec.passes.partition import Claim, Cluster, Partition, Users, partition, picture
-from moec.targets.cpu.claims import CLAIMS
+from moec.targets.claims import CLAIMS
 
 X = INPUT(name="x", dtype="f32", shape=(B, 4))
 Y = INPUT(name="y", dtype="f32", shape=(B, 4))

@@ -25,9 +25,10 @@ from moec.compiler.trace import trace
 from moec.passes.layout import CodePanels, Panels, pack
 from moec.passes.partition import Partition
 from moec.passes.precision import POLICIES, Policy, Precision, UnmetRule, sites
-from moec.targets.cpu.claims import CLAIMS
-from moec.targets.cpu.lower import FORMATS, kernel_of, layout_of
+from moec.targets.claims import CLAIMS
+from moec.targets.cpu.lower import FORMATS, layout_of
 from moec.targets.cpu.pipeline import PASSES
+from moec.targets.regions import kernel_of
 
 ALL = {
     **dict.fromkeys(("embedding", "router", "latent up", "latent down", "head", "experts", "dense"), "int4")

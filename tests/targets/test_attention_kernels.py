@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from moec.targets import cases_attention
 from moec.targets.base import Kernel
-from moec.targets.cpu import cases_attention, isa, space
+from moec.targets.cpu import isa, space
 from moec.targets.cpu.device import Bench, Device
 
 HERE = [level for level in isa.ISAS if isa.supports(level)]

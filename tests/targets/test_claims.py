@@ -16,7 +16,7 @@ from moec.compiler.ops.shape import FULL, RESHAPE, SLICE
 from moec.compiler.ops.sources import CONSTANT, INPUT
 from moec.compiler.pipeline import run
 from moec.passes.partition import partition
-from moec.targets.cpu.claims import CLAIMS
+from moec.targets.claims import CLAIMS
 from moec.targets.cpu.pipeline import PASSES
 
 X = INPUT(name="x", dtype="f32", shape=(B, T, HIDDEN))

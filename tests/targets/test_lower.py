@@ -26,8 +26,9 @@ from moec.compiler.pipeline import run
 from moec.compiler.text import show
 from moec.passes.layout import HeadPanels, Panels
 from moec.targets.base import Kernel
-from moec.targets.cpu.lower import DIMS, REALS, SIZES, kernel_of, layout_of
+from moec.targets.cpu.lower import layout_of
 from moec.targets.cpu.pipeline import PASSES
+from moec.targets.regions import DIMS, REALS, SIZES, kernel_of
 
 MODELS = {latent: run(decoder(latent=latent), PASSES)[0] for latent in (True, False)}
 GRAPHS = (*MODELS.values(), run(apart(), PASSES)[0])

@@ -12,8 +12,8 @@ import pytest
 from arrays import CHOICES
 
 from moec.targets.base import Kernel, Schedule
+from moec.targets.cases import CASES, operands
 from moec.targets.cpu import isa
-from moec.targets.cpu.cases import CASES, operands
 from moec.targets.cpu.device import Bench, Device
 from moec.targets.cpu.sample import pack
 from moec.targets.cpu.space import space

@@ -14,8 +14,8 @@ from arrays import CHOICES
 
 from moec.compiler.bench import Counter
 from moec.targets.base import Kernel, Schedule
+from moec.targets.cases import operands
 from moec.targets.cpu import isa
-from moec.targets.cpu.cases import operands
 from moec.targets.cpu.device import Bench, Device, deviation
 from moec.targets.cpu.emit import compiled
 from moec.targets.cpu.kernels import quantized

@@ -10,8 +10,9 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from moec.targets import cases_attention
 from moec.targets.base import Kernel
-from moec.targets.cpu import cases_attention, isa
+from moec.targets.cpu import isa
 from moec.targets.cpu.device import Bench, Device
 from moec.targets.cpu.sample import spread
 from moec.targets.cpu.space import space

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from moec.targets.base import BUCKETS, Kernel, Schedule, Schedules, serving
+from moec.targets.cases_attention import attention_feeds
 from moec.targets.cpu import emit as emitting
 from moec.targets.cpu import isa
-from moec.targets.cpu.cases_attention import attention_feeds
 from moec.targets.cpu.device import Device
 from moec.targets.cpu.space import space
 from moec.targets.cpu.table import op_name, table

@@ -15,8 +15,8 @@ from tvm.tirx.script import builder as T
 
 from ....compiler.ops.quantize import GROUP
 from ...base import Kernel, Schedule
+from ...regions import BITS
 from ..isa import Isa
-from ..lower import BITS
 from . import amx
 from .codes import RECORD, SCALE, START, Group, Products, Shape, registers
 from .dot import Dot, call, dot

@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ...compiler.ir import Array
-from ..base import Kernel
-from ..routing import even
+from ..compiler.ir import Array
 from . import cases_quantized
-from .lower import BITS
+from .base import Kernel
+from .regions import BITS
+from .routing import even
 
 T = TypeVar("T")
 Random = np.random.Generator

@@ -1,4 +1,4 @@
-"""Which parts of a graph the CPU target's kernels take; operands and results in the kernels' order.
+"""Which parts of a graph a kernel takes, on any target; operands and results in the kernels' order.
 
 Where two claims want one node, the order of CLAIMS decides: the kernel that does more comes first.
 """
@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...compiler.ir import FLOATS, Node, Op, Value
-from ...compiler.ops.attention import SDPA
-from ...compiler.ops.cache import APPEND, CAUSAL_MASK, FILLED
-from ...compiler.ops.dense import LINEAR
-from ...compiler.ops.elementwise import ADD, CAST
-from ...compiler.ops.latent import LATENT_ATTENTION
-from ...compiler.ops.norm import RMS_NORM, ROTARY
-from ...compiler.ops.routing import COMBINE, GROUPED_MATMUL, PERMUTE, SWIGLU, TOP_K_GATE
-from ...compiler.ops.shape import EXPAND, RESHAPE
-from ...passes.layout import is_weight
-from ...passes.match import last_slice, made_by, peel
-from ...passes.partition import Claim, Cluster, Users
+from ..compiler.ir import FLOATS, Node, Op, Value
+from ..compiler.ops.attention import SDPA
+from ..compiler.ops.cache import APPEND, CAUSAL_MASK, FILLED
+from ..compiler.ops.dense import LINEAR
+from ..compiler.ops.elementwise import ADD, CAST
+from ..compiler.ops.latent import LATENT_ATTENTION
+from ..compiler.ops.norm import RMS_NORM, ROTARY
+from ..compiler.ops.routing import COMBINE, GROUPED_MATMUL, PERMUTE, SWIGLU, TOP_K_GATE
+from ..compiler.ops.shape import EXPAND, RESHAPE
+from ..passes.layout import is_weight
+from ..passes.match import last_slice, made_by, peel
+from ..passes.partition import Claim, Cluster, Users
 
 
 def sole(value: Value, users: Users) -> bool:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ...compiler.ir import Array
-from ...compiler.ops.quantize import GROUP, RANGES
-from ..base import Kernel
-from .lower import BITS
+from ..compiler.ir import Array
+from ..compiler.ops.quantize import GROUP, RANGES
+from .base import Kernel
+from .regions import BITS
 
 TOLERANCE = 1e-3  # of the largest value: codes of x may differ where a quotient falls between two of them
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from ...compiler.ir import DTYPES, Array
-from ...compiler.ops.attention import SDPA
-from ...compiler.ops.cache import APPEND
-from ...compiler.ops.latent import LATENT_ATTENTION
-from ...compiler.ops.norm import RMS_NORM, ROTARY
-from ...compiler.ops.routing import PERMUTE, TOP_K_GATE
-from ..base import Kernel
+from ..compiler.ir import DTYPES, Array
+from ..compiler.ops.attention import SDPA
+from ..compiler.ops.cache import APPEND
+from ..compiler.ops.latent import LATENT_ATTENTION
+from ..compiler.ops.norm import RMS_NORM, ROTARY
+from ..compiler.ops.routing import PERMUTE, TOP_K_GATE
+from .base import Kernel
 from .cases import Case, Feeds, Random, uniform
 
 # Tokens in the cache when a kernel is tried or timed.
