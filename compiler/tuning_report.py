@@ -15,7 +15,7 @@ from ..tuning.fingerprint import Fingerprint
 from ..tuning.importance import importance
 from ..tuning.log import Log
 from ..tuning.plan import Plan
-from ..tuning.record import Record, by_speed, spelled
+from ..tuning.record import Record, by_speed, spelled, standing
 from ..tuning.winners import NO_TRIALS
 
 WIDTH, HEIGHT, EDGE = 640, 160, 44  # of a picture, in pixels; its edge has the numbers
@@ -77,10 +77,8 @@ def section(kernel: str, where: str, records: Sequence[Record], why: str, reason
 
 
 def winner(records: Iterable[Record]) -> Record | None:
-    """The best of them that won when it was tried."""
-    return min(
-        (record for record in records if record.status == "ok" and record.beats), key=by_speed, default=None
-    )
+    """The best of them that won and still stands."""
+    return min(standing(records, lambda record: record.beats), key=by_speed, default=None)
 
 
 def baseline(records: Iterable[Record]) -> Record | None:

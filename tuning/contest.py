@@ -17,8 +17,8 @@ from typing import Any
 from ..targets.base import BUCKETS, Kernel, Schedules, Space, merged, serving
 from .fingerprint import Fingerprint
 from .log import Log
-from .measure import LEAST_GAIN, Judge, Measurement, bucket_of, by_bucket, compare, won
-from .record import Record, by_speed
+from .measure import LEAST_GAIN, Judge, Measurement, Renews, bucket_of, by_bucket, compare, won
+from .record import Record, by_speed, standing
 from .transfer import admitted
 
 
@@ -36,12 +36,9 @@ class Contest:
     ) -> None:
         self.kernel, self.space, self.judge = kernel, space, judge
         self.log, self.fingerprint, self.versions = log, fingerprint, versions
-        self.best = admitted(space, log.ranked(kernel, fingerprint))
-        self.leaders: dict[Any, Record] = {self._layout(self.best): self.best} if self.best else {}
-        led = [record for record in log.of(kernel, fingerprint) if record.leads]
-        for record in sorted(led, key=by_speed):
-            if space.objection_to(record.schedules) is None:
-                self.leaders.setdefault(self._layout(record), record)
+        self.best: Record | None = None
+        self.leaders: dict[Any, Record] = {}
+        self._read()
 
     def enter(self, schedules: Schedules) -> Record:
         """Measures a candidate and logs what came of it; the record of the candidate itself."""
@@ -52,8 +49,19 @@ class Contest:
         self._note(record)
         return record
 
+    def _read(self) -> None:
+        """Has the best and the leaders from the log."""
+        self.best = admitted(self.space, self.log.ranked(self.kernel, self.fingerprint))
+        self.leaders = {self._layout(self.best): self.best} if self.best else {}
+        led = standing(self.log.of(self.kernel, self.fingerprint), lambda each: each.leads)
+        for record in sorted(led, key=by_speed):
+            if self.space.objection_to(record.schedules) is None:
+                self.leaders.setdefault(self._layout(record), record)
+
     def end(self) -> Record:
-        """Logs that there will be no more; the record of that."""
+        """Settles the best, then logs that there will be no more; the record of that."""
+        if self.best and not self.best.settled and merged(self.best.schedules) != self.space.defaults:
+            self._settle(self.best)
         record = self._record(self.best.schedules if self.best else self.space.defaults, Measurement("done"))
         self.log.append(record)
         return record
@@ -104,6 +112,32 @@ class Contest:
             return better
         self._note(better)
         return record
+
+    def _settle(self, best: Record) -> None:
+        """Races the best with the default in a process of its own, and keeps it for the buckets it wins.
+
+        A process that has measured for minutes has other memory and other neighbours than one that serves a
+        model; and the best of many is the luckiest of them.
+        """
+        if isinstance(self.judge, Renews):
+            self.judge.renew()
+        default = self.space.defaults
+        seen = self.judge.trial(self.kernel, best.schedules, default)
+        if seen.status != "ok" or seen.against is None:
+            self.log.append(replace(self._record(best.schedules, seen), settled=True))
+            return self._read()
+        ratios = {first: each.value for first, each in by_bucket(seen.samples, seen.against).items()}
+        kept = spliced(default, best.schedules, [f for f in ratios if ratios[f] < 1], ratios)
+        if self.space.objection_to(kept):  # it lays out weights in another way: all of it, or nothing
+            kept = best.schedules if geometric_mean(ratios.values()) < 1 else default
+        if merged(kept) != merged(best.schedules):
+            self.log.append(replace(self._record(best.schedules, seen, ratios), settled=True))
+            ratios = {first: min(ratio, 1.0) for first, ratio in ratios.items()}
+        if merged(kept) != default:
+            noise = compare(seen.samples, seen.against).noise
+            record = self._record(kept, seen, ratios, leads=True, beats=True)
+            self.log.append(replace(record, noise=noise, settled=True))
+        self._read()
 
     def _compete(self, record: Record) -> Record:
         """The leader of a layout, ahead of all others perhaps: only a race with the best of them says so."""

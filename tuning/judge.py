@@ -69,6 +69,10 @@ class Worker:
             process.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
+    def renew(self) -> None:
+        """Ends the process that measures; the next trial starts another."""
+        self._bench.close()
+
     @property
     def builders(self) -> int:
         """How many candidates are built at a time."""

@@ -18,7 +18,7 @@ from ..targets.base import Kernel
 from . import index, lines
 from .fingerprint import Fingerprint
 from .index import FOREIGN, Index
-from .record import PROFILE, BadRecord, LaterRecord, Record, bare, by_speed, parse
+from .record import PROFILE, BadRecord, LaterRecord, Record, bare, by_speed, parse, standing
 
 BUFFER = 1 << 18  # bytes read at once
 MOST = 100  # lines that are no records and are told one by one
@@ -92,9 +92,8 @@ class Log:
         )
 
     def ranked(self, kernel: Kernel, fingerprint: Fingerprint, profile: str | None = None) -> list[Record]:
-        """The records that won when they were tried, fastest first; ties in one order whatever the file's."""
-        known = self.of(kernel, fingerprint, profile)
-        return sorted((record for record in known if record.status == "ok" and record.beats), key=by_speed)
+        """The records that won and still stand, fastest first; ties in one order whatever the file's."""
+        return sorted(standing(self.of(kernel, fingerprint, profile), lambda each: each.beats), key=by_speed)
 
     def best(self, kernel: Kernel, fingerprint: Fingerprint, profile: str | None = None) -> Record | None:
         """The fastest of them, or None if the log knows nothing of this kernel here."""

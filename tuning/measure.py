@@ -60,6 +60,14 @@ class Prepares(Protocol):
         """Builds them side by side; what fails is told when it is tried."""
 
 
+@runtime_checkable
+class Renews(Protocol):
+    """A judge that can have the next trial run in a process that has run nothing before."""
+
+    def renew(self) -> None:
+        """Ends the process that measures; the next trial starts another."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ratio:
     """A candidate's time over the incumbent's, and the most and the least it may be, noise considered."""

@@ -45,7 +45,7 @@ class Mirror:
                 return
             try:
                 for record in records:
-                    if record.status != "done":
+                    if record.status != "done" and not record.settled:  # that schedule is there already
                         self._show(space, record)
             except Exception as error:  # of a database, its driver, or the network: anything
                 said = (str(error).strip().splitlines() or [""])[0]

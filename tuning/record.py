@@ -23,16 +23,19 @@ The fields of a line, schema 1. Those marked + came later: a line without them i
     ratios +     {tokens: ratio} in the bucket that begins at so many tokens
     leads +      whether it won against the best of its layout of weights
     noise +      half the width of ratio's confidence interval, as a fraction of ratio; null if unknown
+    settled +    whether this is the last race of a search: against the default, in a process of its own
 
 kernel, fingerprint and profile are the key. Of a kernel's records that beat, the least ratio is best; ties go
-by the schedule and then by the whole line, so that it does not matter in which order logs are merged.
+by the schedule and then by the whole line, so that it does not matter in which order logs are merged. Of
+records that are settled and have equal schedules the latest counts, and none of the others: what won a search
+and then lost to the default is withdrawn.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -81,6 +84,7 @@ class Record:
     ratios: Mapping[int, float] = field(default_factory=dict)
     leads: bool = False
     noise: float | None = None
+    settled: bool = False
 
     @property
     def schedules(self) -> Schedules:
@@ -109,6 +113,21 @@ def bare(kernel: Kernel) -> Kernel:
 def by_speed(record: Record) -> tuple[float, str, str]:
     """Orders records, fastest first, in one way whatever the order of their lines."""
     return math.inf if record.ratio is None else record.ratio, spelled(record.schedules), record.line()
+
+
+def standing(records: Iterable[Record], won: Callable[[Record], bool]) -> list[Record]:
+    """The records that won, in their order; of schedules that were settled, the latest such record alone."""
+    known = list(records)
+    last: dict[str, Record] = {}
+    for record in known:
+        if record.settled:
+            name = spelled(record.schedules)
+            last[name] = max(last.get(name, record), record, key=lambda each: (each.time, each.line()))
+    return [
+        record
+        for record in known
+        if record.status == "ok" and won(record) and last.get(spelled(record.schedules), record) is record
+    ]
 
 
 def spelled(schedules: Schedules) -> str:
@@ -149,6 +168,7 @@ def parse(line: bytes) -> Record:
         profile=_get(data, "profile", str),
         time=_get(data, "time", str),
         noise=_noise(data),
+        settled=_get({"settled": False, **data}, "settled", bool),
         **_by_tokens(data),
     )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..targets.base import Kernel
 from .fingerprint import Fingerprint
-from .record import Record, by_speed
+from .record import Record, by_speed, standing
 
 Key = tuple[Kernel, Fingerprint, str]  # and the profile
 NO_TRIALS = ("done", "refused")
@@ -39,16 +39,15 @@ class Difference:
 
 def winners(records: Iterable[Record]) -> dict[Key, Winner]:
     """Each kernel that something won of, in the order they came."""
-    best: dict[Key, Record] = {}
+    told: dict[Key, list[Record]] = {}
     trials: Counter[Key] = Counter()
     for record in records:
         key = (record.kernel, record.fingerprint, record.profile)
-        trials[key] += record.status not in NO_TRIALS
-        if record.status == "ok" and record.beats:
-            rival = best.setdefault(key, record)
-            if rival is not record:
-                best[key] = min(rival, record, key=by_speed)
-    return {key: Winner(record, trials[key]) for key, record in best.items()}
+        trials[key] += record.status not in NO_TRIALS and not record.settled
+        if record.beats or record.settled:
+            told.setdefault(key, []).append(record)
+    stand = {key: standing(own, lambda each: each.beats) for key, own in told.items()}
+    return {key: Winner(min(own, key=by_speed), trials[key]) for key, own in stand.items() if own}
 
 
 def compared(a: Mapping[Key, Winner], b: Mapping[Key, Winner]) -> Difference:

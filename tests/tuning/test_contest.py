@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from moec.tuning.log import Log
 from moec.tuning.measure import Measurement, bucket_of
 from moec.tuning.plan import Choice, make_plan
 from moec.tuning.search import Budget, tune
+from moec.tuning.winners import winners
 
 KERNEL = Kernel("linear", (("k", 1024), ("n", 512)))
 HERE = Fingerprint("x86-64-v3", "some cpu", 2, "00ff")
@@ -244,3 +246,58 @@ def test_splicing_merges_what_repeats() -> None:
     assert spliced({1: a}, {1: b}, {65}, [5, 65]) == {1: a, 65: b}, (
         "calls that nobody timed go with fewer tokens"
     )
+
+
+@dataclass
+class Aged(Machine):
+    """A machine whose measuring process flatters a tile until it is started anew."""
+
+    fresh: Callable[[Schedule, str], float] = lambda schedule, point: 1.0
+    renewed: int = 0
+
+    def renew(self) -> None:
+        self.renewed += 1
+        self.cost = self.fresh
+
+
+def test_the_winner_is_settled_in_a_process_of_its_own(log: Log) -> None:
+    gain = by({(2, 8): dict.fromkeys(BUCKETS, 0.5)})
+    machine = Aged(gain, fresh=by({(2, 8): dict.fromkeys(BUCKETS, 0.9)}))
+    entered(log, machine, one(1), one(2)).end()
+    assert machine.renewed == 1
+    assert chosen(log).schedules == one(2)
+    assert chosen(log).gain == pytest.approx(1 / 0.9, rel=0.02)
+    assert [record.settled for record in log.records] == [False, False, True, False]
+
+
+def test_a_winner_that_loses_to_the_default_then_is_withdrawn(log: Log) -> None:
+    machine = Aged(by({(2, 8): {1: 0.5}}), fresh=by({(2, 8): {1: 1.1}}))
+    ended = entered(log, machine, one(1), one(2)).end()
+    assert ended.schedules == one(1)
+    assert (chosen(log).schedules, chosen(log).why) == (one(1), "default")
+    assert winners(log)[KERNEL, HERE, "standard"].record.schedules == one(1)
+    assert not contest(log, machine).best.settled  # type: ignore[union-attr]
+
+
+def test_it_keeps_only_the_buckets_that_it_wins_then(log: Log) -> None:
+    machine = Aged(by({(2, 8): {1: 0.5, 257: 0.5}}), fresh=by({(2, 8): {1: 1.1, 257: 0.5}}))
+    entered(log, machine, one(1), one(2)).end()
+    assert chosen(log).schedules == {1: one(1)[1], 257: one(2)[1]}
+    assert chosen(log).gains == pytest.approx({1: 1, 257: 2}, rel=0.02)
+
+
+def test_another_layout_is_kept_or_withdrawn_as_a_whole(log: Log) -> None:
+    machine = Aged(by({(1, 16): dict.fromkeys(BUCKETS, 0.5)}), fresh=by({(1, 16): {1: 1.1, 257: 0.5}}))
+    entered(log, machine, one(1), one(1, 16)).end()
+    assert chosen(log).schedules == one(1, 16)
+    assert chosen(log).gain > 1
+
+
+def test_a_winner_that_dies_then_is_withdrawn(log: Log) -> None:
+    class Dying(Aged):
+        def trial(self, *arguments: Any) -> Measurement:
+            return Measurement("crashed", "killed") if self.renewed else super().trial(*arguments)
+
+    machine = Dying(by({(2, 8): {1: 0.5}}))
+    entered(log, machine, one(1), one(2)).end()
+    assert chosen(log).why == "default"
