@@ -14,19 +14,18 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
-from ..targets.cpu import isa
 from . import manifest as manifests
-from . import verified
+from . import rooms, verified
 from .blobs import Blobs, labels
 from .interpret import Observe, WeightSource
 from .ir import Graph, Value
 from .manifest import BadArtifact, File, Manifest
 from .onnx_graph import Naming, Stored, frontier, to_onnx
+from .session import MODEL
 from .slices import evaluated, nbytes
 
-MODEL = "model.onnx"
 # The oldest onnxruntime that runs functions where no kernel is registered, and the newest that was tried.
 ONNXRUNTIME = {"oldest": "1.27", "tested": "1.32"}
 
@@ -160,11 +159,12 @@ def fingerprint(path: Path) -> File:
         return File(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
 
 
-def verify(folder: Path, how: Verify = "full") -> Manifest:
+def verify(folder: Path, how: Verify = "full", kernels: bool = True) -> Manifest:
     """The manifest of a sound artifact that this machine can run; nothing is opened but to read or hash it.
 
     "full" hashes every byte that may have changed since it was last hashed here; "size" only compares sizes.
-    Raises BadArtifact: newer schema; file missing, altered or outside the folder; unfit CPU or onnxruntime.
+    kernels: whether it is to run with its own kernels, which take a machine of their target. Raises
+    BadArtifact: newer schema; file missing, altered or outside the folder; unfit machine or onnxruntime.
     """
     found = manifests.read(folder)
     for name, file in found.files.items():
@@ -174,7 +174,7 @@ def verify(folder: Path, how: Verify = "full") -> Manifest:
             raise BadArtifact(f"{folder / manifests.NAME} does not list {needed!r}; compile the model again")
     if how == "full":
         _expect_content(folder, found)
-    _expect_machine(folder, found)
+    _expect_machine(folder, found, kernels)
     return found
 
 
@@ -210,16 +210,13 @@ def _expect_inside(folder: Path, name: str, file: File) -> None:
         raise BadArtifact(f"{path} has {status.st_size} bytes, the manifest says {file.size}; copy it again")
 
 
-def _expect_machine(folder: Path, found: Manifest) -> None:
-    """This CPU has the instructions and this onnxruntime the interface that the artifact was built for."""
+def _expect_machine(folder: Path, found: Manifest, kernels: bool) -> None:
+    """This machine is what the kernels were built for, and this onnxruntime has the interface they use."""
     import onnxruntime
 
-    missing = sorted(set(found.target["features"]) - isa.cpu_flags())
-    if missing:
-        raise BadArtifact(
-            f"{folder} is built for {found.target.get('isa')}, but this CPU lacks {', '.join(missing)}; "
-            "compile the model for this machine, or name its level with --isa"
-        )
+    room = rooms.room_for(found.target)
+    if kernels and (why := room.unfit(found.target)):
+        raise BadArtifact(f"{folder} {why}; {room.REMEDY}")
     oldest = found.onnxruntime["oldest"]
     if _release(onnxruntime.__version__) < _release(oldest):
         raise BadArtifact(
@@ -230,37 +227,3 @@ def _expect_machine(folder: Path, found: Manifest) -> None:
 def _release(version: str) -> tuple[int, ...]:
     """1.32.0 as (1, 32)."""
     return tuple(int(part) for part in version.split(".")[:2])
-
-
-def open_session(
-    folder: Path,
-    found: Manifest,
-    threads: int | None = None,
-    kernels: bool = True,
-    profile: Path | None = None,
-) -> Any:
-    """An onnxruntime.InferenceSession on a verified artifact; weights are mapped, not read.
-
-    threads: of the session's intra-op pool, None for onnxruntime's choice. Without `kernels` the functions
-    behind the custom ops run instead: standard ops, slow, and the reference for the kernels.
-    profile: how the path begins to which onnxruntime's profile is written when the session ends it.
-    """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    if profile is not None:
-        options.enable_profiling, options.profile_file_prefix = True, str(profile)
-    library = found.target.get("library")
-    if kernels and library:
-        options.register_custom_ops_library(str(folder / library))
-    # Unpacked ahead of time, weights of few bits would fill the memory.
-    unpacked = not kernels and any(each.format.startswith("int") for each in found.weights)
-    return onnxruntime.InferenceSession(
-        str(folder / MODEL),
-        options,
-        providers=["CPUExecutionProvider"],
-        disabled_optimizers=["ConstantFolding"] if unpacked else None,
-    )

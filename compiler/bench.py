@@ -7,15 +7,13 @@ import os
 import statistics
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
+from . import rooms
 from .ir import Array
 from .runner import Artifact, BadRequest
-
-READ_BYTES = 512 << 20  # far more than any cache holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +46,10 @@ def bench(artifact: Artifact, prompt: int, new: int, batch: int, threads: int, r
     ids = random_prompt(artifact, prompt, new, batch)
     times = [_once(artifact, ids, new) for _ in range(1 + runs)][1:]
     prefill, decode, read = (statistics.median(column) for column in zip(*times))
-    ceiling = read_bandwidth(threads)
     found = artifact.manifest
+    ceiling = rooms.room_for(found.target).read_bandwidth(threads)
+    # What is replayed is not counted; then it is what one token takes.
+    read = read or batch * new * float(found.active_bytes_per_token)
     return Bench(
         batch,
         prompt,
@@ -74,10 +74,10 @@ def random_prompt(artifact: Artifact, prompt: int, new: int, batch: int) -> Arra
 
 def steps(artifact: Artifact, ids: Array, new: int) -> Iterator[None]:
     """Runs the prompt i64 [B, T], then greedily `new` tokens one by one; stops after each of these steps."""
-    cache = artifact.cache(len(ids), ids.shape[1] + new)
+    texts = artifact.texts(len(ids), ids.shape[1] + new)
     mask = np.ones((len(ids), ids.shape[1] + new), np.int64)
     for end in range(ids.shape[1], ids.shape[1] + new + 1):
-        logits = artifact.step(ids, mask[:, :end], cache)
+        logits = texts.step(ids, mask[:, :end])
         ids = np.argmax(logits[:, -1:], axis=-1)
         yield
 
@@ -125,26 +125,6 @@ def counters(artifact: Artifact) -> list[Counter]:
 def weights_read(artifact: Artifact) -> int:
     """The bytes of weights that kernels have read so far."""
     return sum(each.weight_bytes for each in counters(artifact))
-
-
-def read_bandwidth(threads: int, runs: int = 7) -> float:
-    """Bytes per second that this machine reads from memory with so many threads, at best.
-
-    A thread compares two equal halves of its part; no loop that numpy has reads as fast as libc's.
-    """
-    half = READ_BYTES // 2 // threads
-    memory = np.ones((threads, 2, half), np.uint8)
-    places = [(each[0].ctypes.data, each[1].ctypes.data) for each in memory]
-    compare = ctypes.CDLL(None).memcmp
-    compare.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-
-    def seconds() -> float:
-        started = time.perf_counter()
-        list(pool.map(lambda place: compare(*place, half), places))
-        return time.perf_counter() - started
-
-    with ThreadPoolExecutor(threads) as pool:
-        return memory.nbytes / min(seconds() for _ in range(runs))
 
 
 def default_threads() -> int:

@@ -36,7 +36,7 @@ class Beyond:
     def place(self, conditions: Conditions) -> Fingerprint:
         """What is measured depends on."""
         machine = conditions.machine
-        place = here(machine.capabilities.name, conditions.threads, machine.folder)
+        place = here(machine.capabilities.name, conditions.threads, machine.folder, machine.processor)
         return replace(place, cpu=self.on.partition(":")[2]) if self.on else place
 
     def expect(self, machine: Any) -> None:
@@ -54,7 +54,7 @@ class Beyond:
         from ..tuning.fleet import Fleet
 
         builders = min(conditions.threads, MOST_BUILDERS)  # its cores, not those here
-        kind, tools = self.on or cpu(), library.toolchain()
+        kind, tools = self.on or cpu(), library.toolchain(conditions.machine)
         return Fleet(self.fleet, kind, conditions.device, place, tools, builders=builders)
 
     def tune(self, spaces: Mapping[Kernel, Space], judge: Worker | Fleet, *most: Any, **rest: Any) -> Summary:

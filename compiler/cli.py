@@ -105,8 +105,16 @@ with_threads = click.option(
 with_config = click.option(
     "--config", type=click.Path(path_type=Path), help="A config.json, or a folder with one, instead of MODEL."
 )
-with_target = click.option("--target", default="cpu", show_default=True, help="What to compile for.")
-with_isa = click.option("--isa", help="Instruction set, such as x86-64-v3; default: this machine's best.")
+with_target = click.option(
+    "--target", default="cpu", show_default=True, help="What to compile for: cpu or cuda (see moec devices)."
+)
+with_isa = click.option(
+    "--isa",
+    "--sm",
+    "isa",
+    metavar="LEVEL",
+    help="What code may be for: x86-64-v3 (cpu), sm_90a (cuda); default: this machine's best.",
+)
 with_log = click.option(
     "--log", type=click.Path(path_type=Path), help="Tuning log; default: in the user's data folder."
 )
@@ -115,7 +123,8 @@ with_quant = click.option(
     default="none",
     show_default=True,
     type=click.Choice(["none", "bf16", "int8", "int4"]),
-    help="How to store weights; routers and norms stay f32, a few others are kept wider.",
+    help="How to store weights; on the cpu routers and norms stay f32 and a few others are kept wider, cuda "
+    "has bf16 only.",
 )
 with_quant_config = click.option(
     "--quant-config",
@@ -124,10 +133,8 @@ with_quant_config = click.option(
 )
 with_cache = click.option(
     "--cache",
-    default="f32",
-    show_default=True,
     type=click.Choice(["f32", "bf16"]),
-    help="How earlier tokens are kept; bf16 takes half the memory.",
+    help="How earlier tokens are kept; default: f32 on the cpu, on cuda bf16, which takes half the memory.",
 )
 with_routing_trace = click.option(
     "--routing-trace",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..passes.caches import NarrowCaches
-from ..passes.layout import pack, packed
+from ..passes.layout import is_weight, pack, packed
 from ..passes.precision import Policy, Precision
 from ..targets.base import Kernel
 from ..tuning.log import Log, default_path
@@ -26,9 +26,10 @@ from .ir import B, Graph, L, Miss, Node, S, T
 from .manifest import File, Manifest, PlannedKernel, StoredWeight
 from .onnx_graph import Naming
 from .ops.region import REGION
+from .ops.sources import INPUT, LITERAL
 from .pipeline import PassReport
 from .planning import NOTHING, planned
-from .policy import NONE, policy_of
+from .policy import NONE, cache_of, policy_of
 from .progress import Steps, quiet
 from .report import Report, html
 from .rooms import target_of
@@ -79,7 +80,7 @@ def compile_model(
     random_weights: int | None = None,
     quant: str = NONE,
     quant_config: Path | None = None,
-    cache: str = "f32",
+    cache: str | None = None,
     threads: int | None = None,
     prove: bool = True,
     progress: Steps = quiet,
@@ -88,15 +89,16 @@ def compile_model(
     """Compile a model into the folder `out`, which appears whole or not at all.
 
     model: a Hugging Face folder or "package.module:function"; or config, a config.json, with
-    random_weights, a seed. quant: how weights are stored ("int8", "int4", "bf16", "none"), and quant_config,
-    a file of patterns of tensors' names and their formats. cache: how a caller keeps what is known of earlier
-    tokens, "f32" or "bf16". isa: what the artifact may use, None for this machine's. budget: how much to tune
-    ("0", "2m", "40t"). retune: search on where the log already has a result. verify: measure once what is
-    from other shapes or machines. log: the tuning log. routing_trace: expert ids that tokens chose, to time
-    experts with (targets/routing.py says how). watch: a folder for the graph after each pass. check: compare
-    numbers around each pass. threads: that it will be run with, None for this machine's. prove: compare the
-    artifact with PyTorch, if this machine can run it. progress: told of steps; events: of tuning
-    (tuning_events.py).
+    random_weights, a seed. quant: how weights are stored ("int8", "int4", "bf16", "none" for the target's own
+    way), and quant_config, a file of patterns of tensors' names and their formats. cache: how a caller keeps
+    what is known of earlier tokens, "f32" or "bf16", None for the target's own way. isa: what the artifact
+    may use (x86-64-v3, sm_90a), None for this machine's. budget: how much to tune ("0", "2m", "40t").
+    retune: search on where the log already has a result. verify: measure once what is from other shapes or
+    machines. log: the tuning log. routing_trace: expert ids that tokens chose, to time experts with
+    (targets/routing.py says how). watch: a folder for the graph after each pass. check: compare numbers
+    around each pass. threads: that it will be run with, None for this machine's. prove: compare the artifact
+    with PyTorch; where this machine cannot run it, the manifest says why. progress: told of steps; events:
+    of tuning (tuning_events.py).
     Raises BadModel, BadPolicy, UnmetRule, UnsupportedOp, OutputTaken, CannotBuild, BadLog, BadTrace or
     NotProven: sentences for the user.
     """
@@ -107,7 +109,7 @@ def compile_model(
     source = resolve(model, Path(config) if config else None, random_weights)
     if source.config and not source.checkpoint and source.seed is None:
         raise BadModel(f"{source.name}: a config alone has no weights to compile; add --random-weights SEED")
-    policy = policy_of(quant, quant_config)
+    policy, cache = policy_of(quant, quant_config, machine.policies), cache_of(machine, cache)
     with artifact.writing(Path(out), force) as folder:
         front = understand(source, machine, clock, watch, check, policy, cache)
         with clock.step("tune"):
@@ -126,6 +128,8 @@ def compile_model(
             with clock.step("prove"):
                 rounded = policy is not None or cache != "f32"
                 manifest = manifest.proven(proven(front, folder, rounded))
+        elif prove:
+            manifest = manifest.proven({"skipped": f"not proven here: it {machine.why_not_here}"})
         report = Report(manifest, Path(out), clock.seconds, known.problems)
         (folder / REPORT).write_text(html(report, sections(plan, known, teller.place)), encoding="utf-8")
         manifest.write(folder)
@@ -143,7 +147,7 @@ def explain(
     config: str | Path | None = None,
     quant: str = NONE,
     quant_config: Path | None = None,
-    cache: str = "f32",
+    cache: str | None = None,
     threads: int | None = None,
     progress: Steps = quiet,
 ) -> Report:
@@ -157,7 +161,7 @@ def explain(
     threads = threads or len(os.sched_getaffinity(0))
     shapes = Path(config or model)
     source = resolve(model, shapes if config or shapes.exists() else None)
-    policy = policy_of(quant, quant_config)
+    policy, cache = policy_of(quant, quant_config, machine.policies), cache_of(machine, cache)
     front = understand(source, machine, clock, watch, False, policy, cache)
     known = Log(Path(log or default_path()))
     called = conditions(machine, front.graph, front.kernels.values(), threads)
@@ -198,7 +202,8 @@ def understand(
         feeds = pipeline.random_feeds(traced.graph, SMALL) if check else {}
         checked = pipeline.Check(traced.weights, feeds) if check else None
         narrow = [NarrowCaches()] if cache == "bf16" else []
-        passes = (*narrow, *machine.passes, *([Precision(policy, machine.formats)] if policy else []))
+        rounding = [Precision(policy, machine.formats, machine.widest)] if policy else []
+        passes = (*narrow, *machine.passes, *rounding)
         graph, reports = pipeline.run(traced.graph, passes, misses=misses, watch=watch, check=checked)
         kernels = {node: machine.kernel_of(node) for node in graph if node.op is REGION}
     return Front(source, traced, graph, kernels, reports, misses)
@@ -230,12 +235,7 @@ def describe(
     hashed = getattr(front.traced.weights, "fingerprint", lambda: "")
     return Manifest(
         source={"name": front.source.name, "family": front.source.family, "hash": hashed()},
-        target={
-            "name": machine.name,
-            "isa": machine.capabilities.name,
-            "features": list(machine.capabilities.features),
-            "library": machine.library,
-        },
+        target={**machine.facts, "whole": whole(front.graph)},
         onnxruntime=artifact.ONNXRUNTIME,
         files=files,
         kernels=[
@@ -251,7 +251,7 @@ def describe(
             )
             for kernel, chosen in plan.items()
         ],
-        toolchain=library.toolchain(),
+        toolchain=library.toolchain(machine),
         cache={
             "bytes_per_token": stored,
             "unfused_bytes_per_token": facts.layers * facts.expanded * FLOAT_BYTES if facts else stored,
@@ -263,6 +263,16 @@ def describe(
         positions=facts.positions if facts else None,
         tuning=teller.worth.json() if teller.worth else None,
     )
+
+
+def whole(graph: Graph) -> bool:
+    """Whether every node of an artifact is a kernel of ours."""
+    return all(node.op is REGION or is_known(node) for node in graph)
+
+
+def is_known(node: Node) -> bool:
+    """Whether nothing is left of the node at run time: it is fed, or an expression of weights."""
+    return node.op in (INPUT, LITERAL) or is_weight(node[0])
 
 
 def proven(front: Front, folder: Path, rounded: bool) -> Mapping[str, Any]:

@@ -15,14 +15,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import helper
 
-from .artifact import MODEL
 from .ir import DTYPES, Array
 from .manifest import Manifest
 from .onnx_graph import DOMAIN
 from .onnx_scope import onnx_dtype
+from .session import MODEL, options_of, session_of, tensor_of
 
 OWN = ".own"  # what the results of standard ops are called
 
@@ -38,8 +37,8 @@ def kernel_errors(folder: Path, found: Manifest, feeds: Mapping[str, Array]) -> 
     operands = [name for name in names_of(node.input for node in nodes) if name not in stored]
     given = {name: tensor_of(array) for name, array in feeds.items()}
     wanted = names_of([*(node.output for node in nodes), operands])
-    got = given | results(folder, shown(model, wanted), given, found.target["library"])
-    own = results(folder, apart(model, nodes, {name: got[name] for name in operands}), got, None)
+    got = given | results(folder, shown(model, wanted), given, found.target)
+    own = results(folder, apart(model, nodes, {name: got[name] for name in operands}), got, {})
     errors: dict[str, dict[str, float]] = {}
     for node in nodes:
         worst = errors.setdefault(node.op_type, {"max_error": 0.0, "mean_error": 0.0})
@@ -80,29 +79,15 @@ def apart(model: Any, nodes: Sequence[Any], operands: Mapping[str, Any]) -> Any:
     return result
 
 
-def results(folder: Path, model: Any, feeds: Mapping[str, Any], library: str | None) -> dict[str, Any]:
-    """All tensors that a model of the artifact's weights gives."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+def results(folder: Path, model: Any, feeds: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """All tensors that a model of the artifact's weights gives, with a target's kernels or none."""
+    options = options_of(folder, facts)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    if library:
-        options.register_custom_ops_library(str(folder / library))
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(),
-        options,
-        providers=["CPUExecutionProvider"],
-        disabled_optimizers=["ConstantFolding"],  # weights unpacked ahead of time would fill the memory
-    )
+    # Weights unpacked ahead of time would fill the memory.
+    session = session_of(model.SerializeToString(), options, unfolded=True)
     given = {each.name: feeds[each.name] for each in session.get_inputs()}
     names = [each.name for each in session.get_outputs()]
     return dict(zip(names, session.run_with_ort_values(names, given)))
-
-
-def tensor_of(array: Array) -> Any:
-    """An array as onnxruntime has it."""
-    if array.dtype != DTYPES["bf16"]:
-        return onnxruntime.OrtValue.ortvalue_from_numpy(array)
-    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), onnx_dtype("bf16"))
 
 
 def array_of(tensor: Any) -> Array:

@@ -22,6 +22,9 @@ from ..targets.base import CannotBuild, Emitted, Kernel, Schedules
 
 Job = tuple[Kernel, Schedules]
 
+# What shapes an artifact, beside the tools that write a target's code.
+PACKAGES = ("moec", "torch", "transformers", "onnx", "onnxruntime")
+
 
 def emit_all(
     target: Any, jobs: Sequence[Job], progress: Callable[[int, int], None] = lambda done, total: None
@@ -102,7 +105,7 @@ def cached(target: Any, job: Job) -> Path:
         repr(kernel),
         json.dumps(schedules, sort_keys=True),
         generator(target.sources),
-        repr(toolchain()),
+        repr(versions(target.tools)),
     )
     name = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -117,12 +120,17 @@ def generator(sources: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def toolchain() -> Mapping[str, str]:
-    """The releases of everything that shapes an artifact, by package name."""
+def toolchain(target: Any) -> Mapping[str, str]:
+    """The releases of everything that shapes an artifact of a target, by package name."""
+    return versions(dict.fromkeys((*PACKAGES, *target.tools)))
+
+
+def versions(packages: Iterable[str]) -> Mapping[str, str]:
+    """The releases of those packages that are here."""
     from importlib.metadata import PackageNotFoundError, version
 
     found = {}
-    for package in ("moec", "torch", "transformers", "apache-tvm", "onnx", "onnxruntime"):
+    for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -64,7 +64,9 @@ class StoredWeight:
 class Manifest:
     """Everything `load` checks and `explain` shows. All sizes are in bytes.
 
-    source: name, family, hash. target: name, isa, features (as the CPU names them), library (file or None).
+    source: name, family, hash. target: name, isa, features (as the CPU names them), library (file or None),
+    whole (whether every node is a kernel of it) and, where the library is an execution provider, provider
+    (memory, vendor: where its kernels read and write, as onnxruntime names it).
     onnxruntime: the oldest release it loads in, the newest tried. cache: bytes_per_token as stored, and
     unfused_bytes_per_token with all heads' keys and values. proof: see proof.py; None where it was not run.
     positions: the most tokens a text may have, None where the model takes none. tuning: what it cost and
@@ -154,6 +156,10 @@ def _expect_types(manifest: Manifest, path: Path) -> None:
         value = getattr(manifest, section)
         if not isinstance(value, dict) or not isinstance(value.get(name), kind):
             raise BadArtifact(f"{path}: {place} is not the {kind.__name__} it should be; compile again")
+    provider = manifest.target.get("provider", {"memory": "", "vendor": 0})
+    kinds = {"memory": str, "vendor": int}
+    if not isinstance(provider, dict) or any(not isinstance(provider.get(k), t) for k, t in kinds.items()):
+        raise BadArtifact(f"{path}: target.provider does not name a memory and its vendor; compile again")
     if not isinstance(manifest.positions, int | None):
         raise BadArtifact(f"{path}: positions is no whole number; compile again")
     if not re.match(r"\d+\.\d+", oldest := manifest.onnxruntime["oldest"]):

@@ -17,7 +17,7 @@ from ..tuning.plan import Plan, make_plan
 from ..tuning.search import Budget, Progress, Summary
 from ..tuning.transfer import starts
 from ..tuning.worth import worth
-from . import bench, costs, library
+from . import costs, library, rooms
 from .beyond import Beyond
 from .conditions import Conditions
 from .progress import Steps
@@ -65,7 +65,7 @@ def planned(
         beyond.expect(machine)
         with beyond.judge(conditions, place) as judge:
             judge.start()
-            verification.verify(plan, known.spaces, judge, log, place, library.toolchain())
+            verification.verify(plan, known.spaces, judge, log, place, library.toolchain(machine))
         plan = known.plan(summary.kernels)
     cost = time.monotonic() - started, summary.trials, summary.interrupted
     for warning in beyond.warnings:
@@ -119,7 +119,7 @@ def _search(
             known.place,
             weights=weights,
             retune=retune,
-            versions=library.toolchain(),
+            versions=library.toolchain(conditions.machine),
             starts=known.starts,
             progress=told,
         )
@@ -131,5 +131,6 @@ def _ceilings(front: Front, conditions: Conditions) -> dict[Kernel, float]:
     """
     if not conditions.cold:
         return {}
-    speed, read = bench.read_bandwidth(conditions.threads), costs.read_bytes(front.graph)
+    room = rooms.room_of(conditions.machine.name)
+    speed, read = room.read_bandwidth(conditions.threads), costs.read_bytes(front.graph)
     return {kernel: read[node] / speed for node, kernel in front.kernels.items() if read[node]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,20 +12,34 @@ from typing import Any
 from ..passes.precision import FORMATS, POLICIES, ROLES, Policy
 
 NONE = "none"
-QUANTS = (NONE, *POLICIES)
+# --quant -> the policy, of a target whose kernels read all formats; None leaves weights as they are.
+EVERY: Mapping[str, Policy | None] = {NONE: None, **POLICIES}
 
 
 class BadPolicy(ValueError):
     """What the user said of weights' formats cannot be followed; the message is a sentence for them."""
 
 
-def policy_of(quant: str = NONE, rules: Path | None = None) -> Policy | None:
-    """The policy of --quant and --quant-config; None where every weight stays as it is. Raises BadPolicy."""
-    if quant not in QUANTS:
-        raise BadPolicy(f"there is no format {quant!r} for weights; there is {', '.join(QUANTS)}")
-    stays = Policy(dict.fromkeys(("embedding", *ROLES), "f32"))
-    found = replace(POLICIES.get(quant, stays), rules=read_rules(rules) if rules else ())
-    return None if quant == NONE and not found.rules else found
+def policy_of(
+    quant: str = NONE, rules: Path | None = None, policies: Mapping[str, Policy | None] = EVERY
+) -> Policy | None:
+    """The policy of --quant and --quant-config among a target's; None where every weight stays as it is.
+
+    Raises BadPolicy.
+    """
+    if quant not in policies:
+        raise BadPolicy(f"there is no format {quant!r} for weights; there is {', '.join(policies)}")
+    stays = Policy(dict.fromkeys(ROLES, "f32"))
+    found, first = policies[quant], read_rules(rules) if rules else ()
+    return replace(found or stays, rules=first) if first else found
+
+
+def cache_of(machine: Any, cache: str | None) -> str:
+    """How a target's artifact keeps earlier tokens; None for the target's own way. Raises BadPolicy."""
+    if cache is not None and cache not in machine.caches:
+        there = ", ".join(machine.caches)
+        raise BadPolicy(f"the {machine.name} target keeps no cache in {cache}; there is {there}")
+    return cache or str(machine.caches[0])
 
 
 def read_rules(path: Path) -> Sequence[tuple[str, str]]:

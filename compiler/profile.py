@@ -15,10 +15,10 @@ from pathlib import Path
 from statistics import fmean as mean
 from typing import Any, TypeVar
 
-from .artifact import open_session
 from .bench import counters, random_prompt, steps
 from .ir import Array
 from .runner import Artifact
+from .session import open_session
 
 PROMPTS = 4  # times a prompt is run; the first warms up
 Item = TypeVar("Item")
@@ -92,10 +92,10 @@ class Clocked:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._session, name)
 
-    def run_with_iobinding(self, binding: Any) -> None:
+    def run_with_iobinding(self, binding: Any, options: Any = None) -> None:
         """The session's, timed."""
         start = time.perf_counter()
-        self._session.run_with_iobinding(binding)
+        self._session.run_with_iobinding(binding, options)
         self.seconds += time.perf_counter() - start
 
 

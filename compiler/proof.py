@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from . import runner
+from . import rooms, runner
 from .ir import Array
 from .kernel_proof import kernel_errors
+from .session import copy
 from .source import Source
 
 PROMPT, PADDING, NEW = 12, 5, 16  # tokens; the padding is on the left of the first of two prompts
 LIMIT = 1e-3  # mean error; the largest may be larger where two experts score the same up to rounding
-KERNEL_LIMITS = {"mean_error": 1e-4, "max_error": 1e-2}  # the same for one kernel on operands that are equal
 SLACK = 2 << 30  # bytes that PyTorch takes beside the weights, and others should have
 
 
@@ -41,9 +41,11 @@ def prove(
     skipped = why_not_eager(weights) if vocabulary else ""
     found: dict[str, Any] = {"skipped": skipped} if skipped else {}
     if rounded or skipped:
-        found["kernels"] = kernels(runner.load(folder, verify="size"), source, ids, mask, vocabulary)
+        artifact = runner.load(folder, verify="size")
+        limits = rooms.room_for(artifact.manifest.target).KERNEL_LIMITS
+        found["kernels"] = kernels(artifact, source, ids, mask, vocabulary)
         for name, errors in found["kernels"].items():
-            for measure, limit in KERNEL_LIMITS.items():
+            for measure, limit in limits.items():
                 expect(source, f"its kernel {name} is", "its own standard ops", errors[measure], limit)
     if not skipped:
         found |= _module(folder, source) if vocabulary is None else _language_model(folder, source, ids, mask)
@@ -95,12 +97,16 @@ def kernels(
     """Each kernel's errors on the example inputs, or on the prompts and on one token after the second."""
     if vocabulary is None:
         return kernel_errors(artifact.folder, artifact.manifest, _feeds(source))
-    cache = artifact.cache(len(ids), PROMPT + 1)
-    prompt = {"input_ids": ids, "attention_mask": mask, **cache}
+    empty = artifact.empty(len(ids), PROMPT + 1)
+    prompt = {"input_ids": ids, "attention_mask": mask, **empty}
     errors = kernel_errors(artifact.folder, artifact.manifest, prompt)
+    cache = artifact.filled(empty)
     artifact.step(ids, mask, cache)
+    if artifact.on_device:
+        for name, array in empty.items():
+            copy(cache[name], array)
     after = np.ones((1, PROMPT + 1), np.int64)
-    rows = {name: np.ascontiguousarray(each[1:]) for name, each in cache.items()}
+    rows = {name: np.ascontiguousarray(each[1:]) for name, each in empty.items()}
     token = {"input_ids": ids[1:, :1], "attention_mask": after, **rows}
     for name, worse in kernel_errors(artifact.folder, artifact.manifest, token).items():
         errors[name] = {measure: max(error, worse[measure]) for measure, error in errors[name].items()}

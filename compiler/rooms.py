@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..targets.base import CannotBuild
 from ..tuning.fingerprint import cpu_model
+from .manifest import BadArtifact
 
 
 def target_of(name: str, isa: str | None) -> Any:
-    """The target of that name for an instruction set. Raises CannotBuild with what there is."""
+    """The target of that name for a level of its machines. Raises CannotBuild with what there is."""
     if name not in rooms():
         raise CannotBuild(f"there is no target {name!r}; there is {', '.join(rooms())}")
     try:
@@ -23,6 +25,14 @@ def target_of(name: str, isa: str | None) -> Any:
 def devices() -> list[dict[str, Any]]:
     """What each target finds on this machine."""
     return [{"device": cpu_model(), **room_of(room).here()} for room in rooms()]
+
+
+def room_for(facts: Mapping[str, Any]) -> Any:
+    """The module of the target that an artifact is of. Raises BadArtifact for one that is not known."""
+    name = facts.get("name")
+    if name not in rooms():
+        raise BadArtifact(f"the artifact is for {name!r}; this moec runs those for {', '.join(rooms())}")
+    return room_of(str(name))
 
 
 def room_of(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ import numpy as np
 from . import artifact
 from .ir import DTYPES, Array
 from .manifest import Manifest
+from .session import ELEMENTS, copy, memory, open_session, run_options
 
-# The numbers of a cache, by onnxruntime's name and with its number for them.
+# The numbers of a cache, by onnxruntime's name for them.
 STORED = {"tensor(float)": DTYPES["f32"], "tensor(bfloat16)": DTYPES["bf16"]}
-ELEMENTS = {DTYPES["f32"]: 1, DTYPES["bf16"]: 16}
 CHUNK = 512  # tokens of a prompt that go through the model at once, so its logits stay small
+ROOM = 256  # rows that a cache on a device grows by, so that texts of about one length share what is recorded
 
-Cache = Mapping[str, Array]
+Cache = Mapping[str, Any]  # by input name: arrays, or tensors in the memory of the target's kernels
 
 
 class BadRequest(ValueError):
@@ -34,8 +36,8 @@ def load(
     Raises BadArtifact, with what is wrong, before anything is opened.
     """
     path = Path(folder).absolute()
-    found = artifact.verify(path, verify)
-    return Artifact(path, found, artifact.open_session(path, found, threads, kernels))
+    found = artifact.verify(path, verify, kernels)
+    return Artifact(path, found, open_session(path, found, threads, kernels))
 
 
 class Artifact:
@@ -48,6 +50,10 @@ class Artifact:
         inputs = {each.name: each for each in session.get_inputs()}
         self._caches = {name: each for name, each in inputs.items() if name.startswith("past.")}
         self._language_model = "input_ids" in inputs
+        own = manifest.target.get("provider") and len(session.get_providers()) > 1
+        self.on_device = bool(own)  # whether caches are in a memory of the kernels' own
+        self.replays = self.on_device and bool(manifest.target.get("whole"))
+        self._texts: Texts | None = None
 
     @property
     def vocabulary(self) -> int:
@@ -55,12 +61,36 @@ class Artifact:
         self._expect_language_model()
         return int(next(each.shape[-1] for each in self.session.get_outputs() if each.name == "logits"))
 
-    def cache(self, batch: int, rows: int) -> dict[str, Array]:
-        """Empty caches f32 or bf16 [batch, heads, rows, width] by input name, with room for `rows` tokens."""
+    def cache(self, batch: int, rows: int) -> dict[str, Any]:
+        """Caches f32 or bf16 [batch, heads, rows, width] by input name, with room for `rows` tokens.
+
+        Empty arrays, or tensors of undefined contents where the kernels have a memory of their own.
+        """
+        if not self.on_device:
+            return self.empty(batch, rows)
+        facts = self.manifest.target
+        return {name: memory(facts, *each) for name, each in self._forms(batch, rows).items()}
+
+    def empty(self, batch: int, rows: int) -> dict[str, Any]:
+        """The same as arrays of zeros in any case."""
+        return {name: np.zeros(*each) for name, each in self._forms(batch, rows).items()}
+
+    def _forms(self, batch: int, rows: int) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """Shape and dtype of each cache."""
         return {
-            name: np.zeros((batch, int(each.shape[1]), rows, int(each.shape[3])), STORED[each.type])
+            name: ((batch, int(each.shape[1]), rows, int(each.shape[3])), STORED[each.type])
             for name, each in self._caches.items()
         }
+
+    def filled(self, arrays: Mapping[str, Array]) -> Cache:
+        """Caches that hold what the arrays do: where the kernels have no memory of their own, the arrays."""
+        if not self.on_device:
+            return arrays
+        facts = self.manifest.target
+        cache = {name: memory(facts, rows.shape, rows.dtype) for name, rows in arrays.items()}
+        for name, rows in arrays.items():
+            copy(rows, cache[name])
+        return cache
 
     def step(self, ids: Array, mask: Array, cache: Cache) -> Array:
         """Logits f32 [B, T, vocab] of new tokens i64 [B, T]; their rows are written into `cache`, in place.
@@ -70,13 +100,19 @@ class Artifact:
         binding = self.session.io_binding()
         binding.bind_cpu_input("input_ids", np.ascontiguousarray(ids, np.int64))
         binding.bind_cpu_input("attention_mask", np.ascontiguousarray(mask, np.int64))
-        for past, rows in cache.items():
-            place = ("cpu", 0, ELEMENTS[rows.dtype], rows.shape, rows.ctypes.data)
-            binding.bind_input(past, *place)
-            binding.bind_output(past.replace("past", "present", 1), *place)
+        bind(binding, cache)
         binding.bind_output("logits", "cpu")
-        self.session.run_with_iobinding(binding)
+        self.session.run_with_iobinding(binding, run_options(None) if self.replays else None)
         return np.asarray(binding.get_outputs()[-1].numpy())
+
+    def texts(self, batch: int, rows: int) -> Texts:
+        """Texts of up to so many tokens, none of which has any yet. Those given before are at an end."""
+        if not self.replays:
+            return Texts(self, batch, rows)
+        rows = -(-rows // ROOM) * ROOM
+        if not (isinstance(self._texts, Recorded) and self._texts.fits(batch, rows)):
+            self._texts = Recorded(self, batch, rows)
+        return self._texts
 
     def logits(self, ids: Any, attention_mask: Any = None) -> Array:
         """Logits f32 [B, T, vocab] of whole sequences i64 [B, T]; attention_mask i64 [B, T], left padding."""
@@ -106,11 +142,11 @@ class Artifact:
         if not mask[:, -1].all():
             raise BadRequest("a prompt ends with padding (0 in its mask); put padding on its left")
         choose = Sampler(temperature, top_k, top_p, seed)
-        cache = self.cache(len(ids), ids.shape[1] + max_new_tokens)
+        texts = self.texts(len(ids), ids.shape[1] + max_new_tokens)
         done = np.zeros(len(ids), bool)
         new, seen = ids, 0  # tokens to feed next, tokens in the cache
         for _ in range(max_new_tokens):
-            token = choose(self._last(new, mask, seen, cache))
+            token = choose(last(texts, new, mask, seen))
             token = np.where(done, eos_token_id or 0, token)
             seen = ids.shape[1]
             new = token[:, None]
@@ -119,13 +155,6 @@ class Artifact:
             if done.all():
                 break
         return np.asarray(ids)
-
-    def _last(self, new: Array, mask: Array, seen: int, cache: Cache) -> Array:
-        """Logits [B, vocab] of the last of the new tokens, in chunks."""
-        for start in range(0, new.shape[1], CHUNK):
-            chunk = new[:, start : start + CHUNK]
-            logits = self.step(chunk, mask[:, : seen + start + chunk.shape[1]], cache)
-        return np.asarray(logits[:, -1])
 
     def _expect_language_model(self) -> None:
         if not self._language_model:
@@ -156,6 +185,77 @@ class Artifact:
         if most is not None and wanted > most:
             raise BadRequest(f"the model has {most} positions, prompt and new tokens need {wanted}")
         return ids, mask
+
+
+class Texts:
+    """Some texts that grow together: what is known of their earlier tokens, and how to go on."""
+
+    def __init__(self, artifact: Artifact, batch: int, rows: int) -> None:
+        self.artifact, self.batch, self.rows = artifact, batch, rows
+        self.cache = artifact.cache(batch, rows)
+
+    def step(self, ids: Array, mask: Array) -> Array:
+        """Logits f32 [B, T, vocab] of new tokens i64 [B, T]; mask i64 [B, S+T] as for Artifact.step."""
+        return self.artifact.step(ids, mask, self.cache)
+
+
+class Recorded(Texts):
+    """Texts on a device, whose steps of one token are recorded once and then replayed.
+
+    All that such a step reads and writes stays at one place: its mask is as wide as the caches have rows,
+    with zeros after the new token.
+    """
+
+    count = itertools.count(1)  # of recordings in this process: each has its number
+
+    def __init__(self, artifact: Artifact, batch: int, rows: int) -> None:
+        super().__init__(artifact, batch, rows)
+        facts, self.number = artifact.manifest.target, next(self.count)
+        self.ids = memory(facts, (batch, 1), DTYPES["i64"])
+        self.mask = memory(facts, (batch, rows), DTYPES["i64"])
+        self.logits = memory(facts, (batch, 1, artifact.vocabulary), DTYPES["f32"])
+        self.binding = artifact.session.io_binding()
+        self.binding.bind_ortvalue_input("input_ids", self.ids)
+        self.binding.bind_ortvalue_input("attention_mask", self.mask)
+        bind(self.binding, self.cache)
+        self.binding.bind_ortvalue_output("logits", self.logits)
+
+    def fits(self, batch: int, rows: int) -> bool:
+        """Whether others may take its place."""
+        return (self.batch, self.rows) == (batch, rows)
+
+    def step(self, ids: Array, mask: Array) -> Array:
+        if ids.shape[1] > 1:
+            return super().step(ids, mask)
+        wide = np.zeros((self.batch, self.rows), np.int64)
+        wide[:, : mask.shape[1]] = mask
+        logits = np.empty((self.batch, 1, self.artifact.vocabulary), np.float32)
+        copy(np.ascontiguousarray(ids, np.int64), self.ids)
+        copy(wide, self.mask)
+        self.artifact.session.run_with_iobinding(self.binding, run_options(self.number))
+        copy(self.logits, logits)
+        return logits
+
+
+def bind(binding: Any, cache: Cache) -> None:
+    """Each cache as what goes in and what comes out, so that it is written in place."""
+    for past, rows in cache.items():
+        present = past.replace("past", "present", 1)
+        if isinstance(rows, np.ndarray):
+            place = ("cpu", 0, ELEMENTS[rows.dtype], rows.shape, rows.ctypes.data)
+            binding.bind_input(past, *place)
+            binding.bind_output(present, *place)
+        else:
+            binding.bind_ortvalue_input(past, rows)
+            binding.bind_ortvalue_output(present, rows)
+
+
+def last(texts: Texts, new: Array, mask: Array, seen: int) -> Array:
+    """Logits [B, vocab] of the last of new tokens i64 [B, T] after `seen` others, in chunks."""
+    for start in range(0, new.shape[1], CHUNK):
+        chunk = new[:, start : start + CHUNK]
+        logits = texts.step(chunk, mask[:, : seen + start + chunk.shape[1]])
+    return np.asarray(logits[:, -1])
 
 
 class Sampler:

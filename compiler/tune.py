@@ -12,7 +12,7 @@ from .beyond import Beyond
 from .conditions import conditions
 from .driver import Clock, describe, laid_out, understand
 from .planning import planned
-from .policy import NONE, policy_of
+from .policy import NONE, cache_of, policy_of
 from .progress import Steps, quiet
 from .report import Report
 from .rooms import target_of
@@ -36,7 +36,7 @@ def tune_model(
     config: str | Path | None = None,
     quant: str = NONE,
     quant_config: Path | None = None,
-    cache: str = "f32",
+    cache: str | None = None,
     threads: int | None = None,
     progress: Steps = quiet,
     events: Listener = nobody,
@@ -53,7 +53,8 @@ def tune_model(
     known, beyond = Log(Path(log or default_path())), Beyond(fleet, on, Mirror(storage) if storage else None)
     shapes = Path(config or model)
     source = resolve(model, shapes if config or shapes.exists() else None)
-    front = understand(source, machine, clock, None, False, policy_of(quant, quant_config), cache)
+    policy = policy_of(quant, quant_config, machine.policies)
+    front = understand(source, machine, clock, None, False, policy, cache_of(machine, cache))
     with clock.step("tune"):
         called = conditions(machine, front.graph, front.kernels.values(), threads, routing_trace)
         plan = planned(

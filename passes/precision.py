@@ -4,7 +4,7 @@
     after    region[linear](x, codes, scales)  whose body is  linear(round_trip(x), dequantize(codes, scales))
     or       region[linear](x, bf16(w))        whose body is  linear(x, f32(w))
 
-    before   take(table, ids)
+    before   take(table, ids)                  in a region or not
     after    f32(take(bf16(table), ids))
 
 (codes, scales) = quantize(w). What becomes of a weight depends on its role in the graph, not on its name;
@@ -37,7 +37,7 @@ BITS: Mapping[str, int] = {"int4": 4, "int8": 8}
 FORMATS = ("f32", "bf16", *BITS)
 
 # Which operand of an op is a weight that can be narrower.
-READS: Mapping[Op, int] = {LINEAR: 1, GROUPED_MATMUL: 3, LATENT_ATTENTION: -1}
+READS: Mapping[Op, int] = {LINEAR: 1, GROUPED_MATMUL: 3, LATENT_ATTENTION: -1, TAKE: 0}
 
 
 class UnmetRule(ValueError):
@@ -116,11 +116,13 @@ class Policy:
 class Precision:
     """The pass: every weight in the format that a policy wants and a kernel has.
 
-    kinds: the formats beside f32 that a target's kernel of each kind reads.
+    kinds: the formats beside the widest that a target's kernel of each kind reads; widest: f32, or bf16 where
+    no kernel reads f32.
     """
 
     policy: Policy
     kinds: Mapping[str, Sequence[str]]
+    widest: str = "f32"
     rounds: ClassVar[bool] = True  # the numbers are others afterwards, and are meant to be
 
     def __call__(self, graph: Graph, misses: list[Miss]) -> Graph:
@@ -137,7 +139,8 @@ class Precision:
                     Codes(BITS[format]) if format in BITS else Narrow()
                 )
         for node, layout in layouts.items():
-            replacements.update(zip(node.values, packed(round_activations(node, layout), layout).values))
+            narrow = rows_first(packed(round_activations(node, layout), layout))
+            replacements.update(zip(node.values, narrow.values))
         return graph.replace(replacements)
 
     def format(self, site: Site, misses: list[Miss]) -> str:
@@ -147,7 +150,7 @@ class Precision:
         known = ("bf16",) if site.node.op is TAKE else self.kinds.get(site.node.attrs["kind"], ())
         if wanted in BITS and (not isinstance(columns, int) or columns % GROUP):
             why = f"its rows of {columns} are not whole groups of {GROUP}"
-        elif wanted != "f32" and wanted not in known:
+        elif wanted not in (known if self.widest in known else ("f32", *known)):
             why = f"{site.node.attrs.get('kind', site.node.op.name)} has no kernel for that"
         else:
             return wanted
@@ -177,6 +180,22 @@ def narrow_take(take: Node) -> Value:
     table, ids = take.inputs
     rows = TAKE(CAST(table, dtype="bf16"), ids, axis=take.attrs["axis"], origin=take.origin)
     return CAST(rows, dtype="f32")
+
+
+def rows_first(region: Node) -> Node:
+    """The region with rows of a narrow table taken before they are widened."""
+    body: Graph = region.attrs["body"]
+
+    def step(node: Node, inputs: tuple[Value, ...]) -> Sequence[Value] | None:
+        if node.op is not TAKE or inputs[0].op is not CAST:
+            return None
+        table = inputs[0].node.inputs[0]
+        return (CAST(TAKE(table, inputs[1], **node.attrs, origin=node.origin), dtype=node.types[0].dtype),)
+
+    if not any(node.op is TAKE for node in body):
+        return region
+    kind = region.attrs["kind"]
+    return make(REGION, *region.inputs, kind=kind, body=body.rewrite(step), origin=region.origin)
 
 
 def sites(graph: Graph) -> Iterator[Site]:
@@ -231,6 +250,7 @@ def caches_norm(node: Node) -> bool:
 # Role -> whether a weight has it: by its region, its reader in the body, what reads the region's results
 # (with the region itself), and whether its result is one of the graph. The first that holds counts.
 ROLES: Mapping[str, Test] = {
+    "embedding": lambda region, reader, after, last: reader.op is TAKE,
     "router": lambda region, reader, after, last: any(makes(node, TOP_K_GATE) for node in after),
     "latent up": lambda region, reader, after, last: reader.op is LATENT_ATTENTION,
     "latent down": lambda region, reader, after, last: any(caches_norm(node) for node in after),
@@ -254,3 +274,5 @@ POLICIES: Mapping[str, Policy] = {
     )
     for quant, careful in (("int4", "int8"), ("int8", "int8"), ("bf16", "bf16"))
 }
+
+ALL_BF16 = Policy(dict.fromkeys(ROLES, "bf16"))

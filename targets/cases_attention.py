@@ -139,10 +139,14 @@ def rotary(kernel: Kernel, feeds: Feeds) -> list[Array]:
     return [ROTARY.reference(x, cos[:, None], sin[:, None], **pairs(kernel))]
 
 
-def append_feeds(kernel: Kernel, rows: int, random: Random, cached: int = CACHED) -> list[Array]:
-    """past, rows, mask; two sequences."""
-    past = uniform(random, 2, kernel["h"], cached + rows + SPARE, kernel["d"]).astype(DTYPES[kernel.cache])
-    return [past, uniform(random, 2, kernel["h"], rows, kernel["d"]), attention_mask(2, cached + rows, 0)]
+def append_feeds(
+    kernel: Kernel, rows: int, random: Random, batch: int = 2, cached: int = CACHED, padding: int = 0
+) -> list[Array]:
+    """past, rows, mask."""
+    heads, width = kernel["h"], kernel["d"]
+    past = uniform(random, batch, heads, cached + rows + SPARE, width).astype(DTYPES[kernel.cache])
+    mask = attention_mask(batch, cached + rows, padding)
+    return [past, uniform(random, batch, heads, rows, width), mask]
 
 
 def append(kernel: Kernel, feeds: Feeds) -> list[Array]:
@@ -155,14 +159,16 @@ def stored(kernel: Kernel, cache: Array) -> Array:
     return cache if kernel.cache == "f32" else cache.astype(DTYPES[kernel.cache])
 
 
-def write_feeds(kernel: Kernel, rows: int, random: Random, cached: int = CACHED) -> list[Array]:
-    """kv, cos, sin, past_c, past_r, mask; two sequences."""
+def write_feeds(
+    kernel: Kernel, rows: int, random: Random, batch: int = 2, cached: int = CACHED, padding: int = 0
+) -> list[Array]:
+    """kv, cos, sin, past_c, past_r, mask."""
     room = cached + rows + SPARE
     return [
-        uniform(random, 2, rows, kernel["width"]),
-        *angles(random, 2, rows, kernel["r"] // 2),
-        *(uniform(random, 2, 1, room, kernel[name]).astype(DTYPES[kernel.cache]) for name in "cr"),
-        attention_mask(2, cached + rows, 0),
+        uniform(random, batch, rows, kernel["width"]),
+        *angles(random, batch, rows, kernel["r"] // 2),
+        *(uniform(random, batch, 1, room, kernel[name]).astype(DTYPES[kernel.cache]) for name in "cr"),
+        attention_mask(batch, cached + rows, padding),
     ]
 
 

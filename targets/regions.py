@@ -6,14 +6,15 @@ runtime/*.cc mirror them. What they mean stands with the ops in compiler/ops.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..compiler.ir import Graph, L, Node, Op
 from ..compiler.ops.attention import SDPA
 from ..compiler.ops.cache import APPEND
 from ..compiler.ops.dense import LINEAR
-from ..compiler.ops.elementwise import ADD
+from ..compiler.ops.elementwise import ADD, CAST
+from ..compiler.ops.index import TAKE
 from ..compiler.ops.latent import LATENT_ATTENTION
 from ..compiler.ops.norm import RMS_NORM, ROTARY
 from ..compiler.ops.quantize import DEQUANTIZE
@@ -58,11 +59,14 @@ REALS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def kernel_of(region: Node) -> Kernel:
-    """The kernel for a region of a kind in DIMS, packed or not. Raises KeyError for another kind."""
+def kernel_of(region: Node, dims_of: Mapping[str, Sequence[str]] = DIMS) -> Kernel:
+    """The kernel for a region, packed or not; dims_of: the sizes that a target's kernels of a kind have.
+
+    Raises KeyError for a kind that is not among them.
+    """
     kind, body = region.attrs["kind"], region.attrs["body"]
     sizes = SIZES[kind](body)
-    dims = tuple((name, int(sizes[name])) for name in DIMS[kind])
+    dims = tuple((name, int(sizes[name])) for name in dims_of[kind])
     reals = tuple((name, float(sizes[name])) for name in REALS.get(kind, ()))
     return Kernel(kind, dims, reals, dtype_of(body))
 
@@ -85,9 +89,9 @@ def the(op: Op, body: Graph) -> Node:
 
 
 def linear_sizes(body: Graph) -> dict[str, Any]:
-    """k columns and n rows of the weight; for swiglu these are gate and up."""
+    """k columns and n rows of the weight; for swiglu these are gate and up. wide: whether it gives f32."""
     n, k = the(LINEAR, body).inputs[1].shape
-    return {"k": k, "n": n}
+    return {"k": k, "n": n, "wide": body.outputs[0].type.dtype == "f32"}
 
 
 def grouped_sizes(body: Graph) -> dict[str, Any]:
@@ -102,7 +106,7 @@ def combine_sizes(body: Graph) -> dict[str, Any]:
     shape, how many axes that has before the last.
     """
     chosen, result = the(COMBINE, body).inputs[2].shape[1], body.outputs[0]
-    added = any(node.op is ADD and peel(result, RESHAPE).node is node for node in body)
+    added = any(node.op is ADD and peel(result, RESHAPE, CAST).node is node for node in body)
     return grouped_sizes(body) | {"share": chosen, "base": (result.type.rank - 1) * added}
 
 
@@ -176,6 +180,17 @@ def attention_sizes(body: Graph) -> dict[str, Any]:
     return {"heads": heads, "groups": groups, "dk": dk, "dv": dv, "scale": node.attrs["scale"]}
 
 
+def embedding_sizes(body: Graph) -> dict[str, Any]:
+    """v rows of n numbers in the table."""
+    v, n = the(TAKE, body).inputs[0].shape
+    return {"v": v, "n": n}
+
+
+def angles_sizes(body: Graph) -> dict[str, Any]:
+    """f frequencies, one for each pair of numbers that is turned."""
+    return {"f": body.outputs[0].shape[-1]}
+
+
 SIZES: Mapping[str, Callable[[Graph], Mapping[str, Any]]] = {
     "linear": linear_sizes,
     "linear_add": linear_sizes,
@@ -191,4 +206,6 @@ SIZES: Mapping[str, Callable[[Graph], Mapping[str, Any]]] = {
     "append": append_sizes,
     "rotary": rotary_sizes,
     "attention": attention_sizes,
+    "embedding": embedding_sizes,
+    "angles": angles_sizes,
 }

@@ -22,16 +22,17 @@ class Fingerprint:
     generator: str
 
 
-def here(isa: str, threads: int, target: Path) -> Fingerprint:
+def here(isa: str, threads: int, target: Path, processor: str = "") -> Fingerprint:
     """What measurements taken now depend on: this machine, and a target by the folder of its sources.
 
+    processor: what it measures on, where that is not this machine's CPU.
     It holds the sources that decide the code, and what the default schedule is that ratios refer to; not
     those that describe, build, check or time it.
     """
-    sources = [*(target / name for name in ("emit.py", "space.py")), *(target / "kernels").glob("*.py")]
+    sources = [target / "emit.py", *target.glob("space*.py"), *(target / "kernels").glob("*.py")]
     for runtime in (target / "runtime", target.parent / "runtime"):
         sources += [*runtime.glob("*.cc"), *runtime.glob("*.h")]
-    return Fingerprint(isa, cpu_model(), threads, source_hash(sources))
+    return Fingerprint(isa, processor or cpu_model(), threads, source_hash(sources))
 
 
 def cpu_model() -> str:

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..ir import Array, Dim, Op, Type, TypeMismatch, Value, plain
-from .elementwise import CAST, LESS_EQUAL, LOGICAL_AND, MAXIMUM, SUB
-from .reduce import CUMSUM
+from .elementwise import ADD, CAST, LESS_EQUAL, LOGICAL_AND, MAXIMUM, MUL, SUB
+from .reduce import CUMSUM, MAX
 from .rules import check_dtype, check_rank, check_same_dtype, check_shape
-from .shape import CONCAT, IOTA, RESHAPE, SLICE
+from .shape import CONCAT, EXPAND, IOTA, RESHAPE, SLICE
 from .sources import scalar
 
 
@@ -65,6 +65,12 @@ def _positions_type(mask: Type, ids: Type) -> tuple[Type, ...]:
     return (ids,)
 
 
+def _span_type(mask: Type) -> tuple[Type, ...]:
+    check_rank("the attention mask", mask, 2)
+    _check_mask(mask, mask.shape[0])
+    return (Type("i64", (mask.shape[0], 2)),)
+
+
 def _append(cache: Array, rows: Array, mask: Array) -> Array:
     stop = mask.shape[1]
     if stop > cache.shape[2]:
@@ -87,6 +93,13 @@ def _causal_mask(mask: Array, ids: Array) -> Array:
 def _positions(mask: Array, ids: Array) -> Array:
     places = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
     return np.asarray(places[:, mask.shape[1] - ids.shape[1] :])
+
+
+def _span(mask: Array) -> Array:
+    width, real = mask.shape[1], mask != 0
+    first = np.where(real.any(axis=1), real.argmax(axis=1), width)
+    end = np.max(np.where(real, np.arange(1, width + 1), 0), initial=0)
+    return np.stack([first, np.full_like(first, end)], axis=1).astype(np.int64)
 
 
 def _expand_append(cache: Value, rows: Value, mask: Value) -> Sequence[Value]:
@@ -113,6 +126,16 @@ def _expand_positions(mask: Value, ids: Value) -> Sequence[Value]:
     return (SLICE(places, axis=1, start=plain(total - ids.shape[1]), stop=total),)
 
 
+def _expand_span(mask: Value) -> Sequence[Value]:
+    (batch, _), one = mask.shape, scalar(1, "i64")
+    real = CAST(CAST(mask, dtype="bool"), dtype="i64")
+    ends = ADD(IOTA(size=mask.shape[1], dtype="i64"), one)
+    width = MAX(ends, axes=(0,), keepdims=True)
+    right = MAX(MUL(real, SUB(ADD(width, one), ends)), axes=(1,), keepdims=True)  # from the first real on
+    end = MAX(MUL(real, ends), axes=(0, 1), keepdims=True)
+    return (CONCAT(SUB(width, right), EXPAND(end, shape=(batch, 1)), axis=1),)
+
+
 # append(cache [B,h,L,d], rows [B,h,T,d], mask): the cache with the rows at S..S+T.
 APPEND = Op("append", _append_type, _append, _expand_append)
 # filled(cache [B,h,L,d], mask) [B,h,S+T,d]: the rows that hold something.
@@ -121,3 +144,6 @@ FILLED = Op("filled", _filled_type, _filled, _expand_filled)
 CAUSAL_MASK = Op("causal_mask", _causal_mask_type, _causal_mask, _expand_causal_mask)
 # positions(mask, ids) [B,T]: how many real tokens precede each new one.
 POSITIONS = Op("positions", _positions_type, _positions, _expand_positions)
+# span(mask) [B,2]: the columns first..end that hold real tokens, if those have no gaps. End is the same for
+# all sequences: padding is on the left. A sequence without any has the mask's width as its first.
+SPAN = Op("span", _span_type, _span, _expand_span)

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import itertools
-import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
 from onnx import helper
 
 from ...compiler.ir import Array
-from .. import routing
+from .. import sample
 from ..base import BUCKETS, Kernel, Schedules
 from ..cases import Draw, Feeds
+from ..sample import ROWS_TO_CHECK, Turned, deviation, draws, points, unwritten
 from .build import link
 from .isa import named
-from .sample import Call, Round, Sample, affordable, case_of, sample, spread
+from .sample import Call, Round, Sample, affordable, case_of, sample_of, spread
 from .table import op_name
 
 LIBRARY = "kernel.so"
-ROWS_TO_CHECK = (1, 2, 3, 7, 33)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,24 +56,13 @@ class Device:
         if scratch:
             self.build(kernel, schedules, Path(scratch.name))
         library = (Path(scratch.name) if scratch else built or Path()) / LIBRARY
-        bench = Bench(sample(affordable(kernel)), schedules, self, library, self.draws(kernel))
+        bench = Bench(sample_of(affordable(kernel)), schedules, self, library, self.draws(kernel))
         bench.scratch = scratch
         return bench
 
     def draws(self, kernel: Kernel) -> Mapping[str, Draw]:
         """How tokens choose experts at the points of a kernel, by the word that names it there."""
-        if not case_of(kernel).routed:
-            return {"": routing.even}
-        trace = recorded(self.trace) if self.trace else None
-        if trace and trace.suits(kernel["experts"], kernel["share"]):
-            return {"trace": trace.draw}
-        return {"": routing.even, "zipf": routing.zipf}
-
-
-@lru_cache(maxsize=1)
-def recorded(path: str) -> routing.Trace:
-    """A recorded routing; the driver has checked it."""
-    return routing.read(Path(path))
+        return draws(kernel, case_of(kernel), self.trace)
 
 
 class Bench:
@@ -94,10 +81,7 @@ class Bench:
         self.kernel, self.case, self.feeds = sample.kernel, sample.case, sample.feeds
         self.library = library
         self.scratch: Any = None  # a temporary folder that goes with the bench
-        # A single token's experts are as many wherever they are: there is one way to choose them.
-        words = [(rows, word) for rows in self.case.points for word in draws]
-        alone = next(iter(draws))
-        self.points = [f"m={rows} {word}".strip() for rows, word in words if rows > 1 or word == alone]
+        self.points = points(self.case, draws)
         self._timed: dict[str, tuple[Any, Sequence[Any], int]] = {}
 
     @property
@@ -153,9 +137,9 @@ class Bench:
 
     def prepare(self, point: str) -> tuple[Any, Sequence[Any], int]:
         """A session on a run of calls, its operands for each turn, and how many calls those are."""
-        size, _, word = point.removeprefix("m=").partition(" ")
-        draw, rounds = self.draws[word], self.rounds(int(size))
-        calls = [self.operands(int(size), draw, each) for each in rounds]
+        rows, word = sample.point(point)
+        rounds = self.rounds(rows)
+        calls = [self.operands(rows, self.draws[word], each) for each in rounds]
         session, binding = self.session(calls[0])
         bindings = [binding, *(self.bound(session, each) for each in calls[1:])]
         for each, output in itertools.product(bindings, session.get_outputs()):
@@ -177,9 +161,7 @@ class Bench:
     def operands(self, rows: int, draw: Draw, round: Round) -> list[Call]:
         """Of each call of a run: the same rows in every round, but of other weights, or other experts."""
 
-        def turned(random: Any, tokens: int, experts: int, share: int) -> Array:
-            return (draw(random, tokens, experts, share) + int(round.turned * experts)) % experts
-
+        turned = Turned(draw, round.turned)
         return [spread(self.feeds(rows, seed, turned), each) for seed, each in enumerate(round.weights)]
 
     @cached_property
@@ -253,21 +235,3 @@ def ort_value(array: Array) -> Any:
         return onnxruntime.OrtValue.ortvalue_from_numpy(array)
     bits, element = array.view(f"u{array.itemsize}"), helper.np_dtype_to_tensor_dtype(array.dtype)
     return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, element)
-
-
-def unwritten(like: Array) -> Array:
-    """An array of that shape in which every element that nobody writes will be noticed.
-
-    float64, in which references compute, stands for the float32 of kernels.
-    """
-    if like.dtype.kind == "i":
-        return np.full(like.shape, np.iinfo(like.dtype).min, like.dtype)
-    return np.full(like.shape, np.nan, np.float32 if like.dtype == np.float64 else like.dtype)
-
-
-def deviation(mine: Array, its: Array) -> float:
-    """The largest difference over the largest value; NaN if there is a NaN, infinite if integers differ."""
-    if its.dtype.kind == "i":
-        return 0.0 if np.array_equal(mine, its) else math.inf
-    mine, its = mine.astype(np.float64), its.astype(np.float64)
-    return float(np.max(np.abs(mine - its), initial=0.0) / max(np.max(np.abs(its), initial=0.0), 1e-30))

@@ -14,7 +14,7 @@ import numpy as np
 from ...compiler.interpret import interpret
 from ...compiler.ir import DTYPES, Array, Graph
 from ...compiler.ops.sources import INPUT
-from .. import cases, cases_attention, cases_quantized
+from .. import cases, cases_attention, cases_quantized, sample
 from ..base import Kernel, Schedule
 from ..cases import Draw, Feeds, operands
 from ..regions import BITS
@@ -27,12 +27,6 @@ LONG_BYTES = 32 << 20  # beyond, reading them hides that threads had to wake up
 MOST_CALLS, MOST_TURNS = 12, 64
 FEW_ROWS = 32  # for one weight; beyond, arithmetic hides whether it was in cache
 MANY_ROWS = 128  # beyond, it also hides that threads had to wake up
-BYTES = {
-    "f32": 4.0,
-    "bf16": 2.0,
-    "int8": 34 / 32,
-    "int4": 18 / 32,
-}  # of a number of a weight, scales included
 PAGE = 4096
 
 Call = Sequence[Array]
@@ -119,19 +113,14 @@ def case_of(kernel: Kernel) -> cases.Case:
 
 
 @lru_cache(maxsize=1)  # a search goes kernel by kernel, and weights are big
-def sample(kernel: Kernel) -> Sample:
+def sample_of(kernel: Kernel) -> Sample:
     """The sample of the kernel that is being tried."""
     return Sample(kernel)
 
 
 def affordable(kernel: Kernel) -> Kernel:
     """The kernel with as many experts as fit MOST_BYTES: their number shapes no code."""
-    dims = dict(kernel.dims)
-    if "experts" not in dims or "n" not in dims:
-        return kernel
-    fit = int(MOST_BYTES / (BYTES[kernel.weights] * dims["k"] * dims["n"]))
-    dims["experts"] = min(dims["experts"], max(fit, dims["share"]))
-    return replace(kernel, dims=tuple(dims.items()))
+    return sample.affordable(kernel, MOST_BYTES)
 
 
 def pack(kernel: Kernel, schedule: Schedule, weights: Mapping[int, Array]) -> Mapping[int, Call]:

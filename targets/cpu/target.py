@@ -5,16 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ...compiler.ir import Node
 from ...compiler.pipeline import Pass
 from ...passes.layout import Layout
-from .. import regions
+from ...passes.precision import POLICIES, Policy
+from .. import native, regions
 from ..base import CannotBuild, Capabilities, Emitted, Kernel, Schedule, Schedules, Space
 from ..routing import Trace
 from . import build, isa, lower, memory, space, table
 from .pipeline import PASSES
+
+# What to do about an artifact that this machine does not run.
+REMEDY = "compile the model for this machine, or name its level with --isa"
+
+# Of a kernel beside its own standard ops, relative to the largest value: what is still right.
+KERNEL_LIMITS = {"mean_error": 1e-4, "max_error": 1e-2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +31,11 @@ class Target:
     isa: isa.Isa
     name: str = "cpu"
     library: str = "libmoec_cpu.so"
+    processor: str = ""  # what is measured is measured on: here, whatever processor this machine has
+    policies: ClassVar[Mapping[str, Policy | None]] = {"none": None, **POLICIES}
+    caches: ClassVar[Sequence[str]] = ("f32", "bf16")  # the first is the default
+    widest: ClassVar[str] = "f32"  # the format of weights that every kernel reads
+    tools: ClassVar[Sequence[str]] = ("moec", "apache-tvm")  # packages that shape its code
 
     @property
     def capabilities(self) -> Capabilities:
@@ -43,6 +55,17 @@ class Target:
     def runs_here(self) -> bool:
         """Whether this machine runs what is compiled."""
         return isa.supports(self.isa)
+
+    @property
+    def why_not_here(self) -> str:
+        """A sentence where it does not."""
+        return unfit({"isa": str(self.isa), "features": self.isa.features})
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What an artifact's manifest says of it: all that is needed to load one."""
+        features = list(self.isa.features)
+        return {"name": self.name, "isa": str(self.isa), "features": features, "library": self.library}
 
     @property
     def passes(self) -> tuple[Pass, ...]:
@@ -97,7 +120,7 @@ class Target:
 
     def expect_tools(self) -> None:
         """Raises CannotBuild, with what to install, where `link` would in the end."""
-        build.find_compiler()
+        native.find_compiler()
 
     def link(self, emitted: Sequence[Emitted], out: Path) -> Path:
         """The kernel library. Raises CannotBuild where there is no C++ compiler."""
@@ -109,6 +132,18 @@ def target(level: str | None = None) -> Target:
     return Target(isa.host() if level is None else isa.named(level))
 
 
+def unfit(facts: Mapping[str, Any]) -> str:
+    """Why this machine does not run an artifact of these facts: "is built for ..", or nothing."""
+    missing = sorted(set(facts["features"]) - isa.cpu_flags())
+    lacks = f"is built for {facts.get('isa')}, but this CPU lacks {', '.join(missing)}"
+    return lacks if missing else ""
+
+
+def read_bandwidth(threads: int) -> float:
+    """Bytes per second that this machine reads from memory with so many threads, at best."""
+    return memory.read_bandwidth(threads)
+
+
 def here() -> dict[str, str | bool]:
     """What this machine is for the CPU target: what it runs, builds with and can measure."""
     try:
@@ -116,7 +151,7 @@ def here() -> dict[str, str | bool]:
     except ValueError as error:
         level, runs = str(error), False
     try:
-        compiler, builds = " ".join(build.find_compiler()), True
+        compiler, builds = " ".join(native.find_compiler()), True
     except CannotBuild as error:
         compiler, builds = str(error), False
     return {

@@ -1,16 +1,13 @@
 // What a kernel family sees of the runtime: the row it was planned as, its tensors, memory and threads.
 //
 // A family defines one Kind per operator in namespace moec::kind; the generated table names rows of those kinds;
-// the shell makes one onnxruntime operator out of every row. Nothing here throws.
+// a target's shell makes one onnxruntime operator out of every row. Nothing here throws.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <initializer_list>
-
-struct OrtKernelContext;
-struct OrtStatus;
 
 namespace moec {
 
@@ -70,10 +67,28 @@ struct Counter {
   uint64_t nanoseconds;  // inside compute, by the wall clock
 };
 
+// Where a call's tensors and memory come from and where its error goes.
+class Host {
+ public:
+  virtual int inputs() { return 0; }
+  // Fills in a tensor and the first kMaxRank sizes of its shape. False after fail().
+  virtual bool input(int, Tensor*, int64_t*) { return false; }
+  virtual void* output(int, const int64_t*, int) { return nullptr; }
+  virtual void* take(size_t) { return nullptr; }
+  virtual void give(void*) {}
+  virtual void parallel(void (*)(void*, size_t), size_t, void*) {}
+  virtual void* stream() { return nullptr; }  // a device's queue
+  virtual void fail(const char*) {}
+  virtual bool failed() const { return true; }
+
+ protected:
+  ~Host() = default;
+};
+
 // One execution of one row. A family's compute returns after fail(), and when out() or scratch() give null.
 class Call {
  public:
-  Call(const Row& row, Counter& counter, OrtKernelContext* context);
+  Call(const Row& row, Counter& counter, Host& host);
   ~Call();
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
@@ -83,13 +98,16 @@ class Call {
   int inputs() const { return inputs_; }
   const Tensor& in(int i) const { return tensors_[i]; }
 
+  // Has the row's variant for so many tokens serve this call.
+  void choose(int64_t tokens);
+
   // Memory of output i, uninitialised or (in place) the paired input's. Null if empty or, after a failure, at all.
   void* out(int i, const int64_t* shape, int rank);
   void* out(int i, std::initializer_list<int64_t> shape) { return out(i, shape.begin(), int(shape.size())); }
   template <class T>
   T* out(int i, std::initializer_list<int64_t> shape) { return static_cast<T*>(out(i, shape)); }
 
-  // 64-byte aligned memory that lives as long as this call; at most kMaxScratch pieces.
+  // Memory that lives as long as this call, 64-byte aligned or more; at most kMaxScratch pieces.
   void* scratch(size_t bytes);
   template <class T>
   T* scratch(size_t count) { return static_cast<T*>(scratch(count * sizeof(T))); }
@@ -99,7 +117,7 @@ class Call {
   template <class F>
   void parallel(size_t tasks, F&& f) {
     if (tasks == 1) return f(size_t{0});
-    run([](void* data, size_t task) { (*static_cast<F*>(data))(task); }, tasks, &f);
+    if (tasks) host_.parallel([](void* data, size_t task) { (*static_cast<F*>(data))(task); }, tasks, &f);
   }
 
   void count(uint64_t weight_bytes) { __atomic_fetch_add(&counter_.weight_bytes, weight_bytes, __ATOMIC_RELAXED); }
@@ -107,16 +125,13 @@ class Call {
   // Ends the call with an error: a printf format and its arguments, a sentence. The row's name goes in front.
   __attribute__((format(printf, 2, 3))) void fail(const char* format, ...);
 
-  OrtStatus* status() const { return status_; }
+  bool failed() const { return host_.failed(); }
+  Host& host() const { return host_; }
 
  private:
-  void run(void (*body)(void*, size_t), size_t tasks, void* data);
-  bool keep(OrtStatus* status);
   bool load();
-  void choose();
 
-  OrtKernelContext* context_;
-  OrtStatus* status_ = nullptr;
+  Host& host_;
   Counter& counter_;
   int inputs_ = 0;
   int blocks_ = 0;
@@ -158,4 +173,12 @@ extern const size_t row_count;
 // Given by the target: why this machine cannot run this library (a sentence in `text`), or false.
 bool refuse(char* text, size_t size);
 
+// One for every row, made on first use, never freed: sessions may outlive anything else here. Null without memory.
+Counter* counters();
+
+// Runs and counts one call.
+void execute(const Row& row, Host& host);
+
 }  // namespace moec
+
+#define EXPORT extern "C" __attribute__((visibility("default")))

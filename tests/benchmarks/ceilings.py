@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from moec.targets.base import CannotBuild
-from moec.targets.cpu.build import find_compiler
+from moec.targets.native import find_compiler
 
 from .absent import Absent
 

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from moec.compiler.checkpoint import RandomWeights
-from moec.targets.cpu.build import find_compiler
+from moec.targets.native import find_compiler
 
 from .absent import Absent, need
 

@@ -9,7 +9,7 @@ import pytest
 
 from moec.compiler.interpret import interpret
 from moec.compiler.ir import DTYPES, B, Graph, T, TypeMismatch, Value, make
-from moec.compiler.ops import norm, routing
+from moec.compiler.ops import cache, norm, routing
 from moec.compiler.ops.sources import INPUT
 
 RANDOM = np.random.default_rng(3)
@@ -136,3 +136,19 @@ def test_products_read_only_the_experts_chosen() -> None:
     rows = entry("x", T, 2), entry("order", T, dtype="i64"), entry("ends", 4, dtype="i64")
     (got,) = agree(routing.GROUPED_MATMUL, feeds, *rows, entry("w", 4, 2, 2), share=1)
     np.testing.assert_array_equal(got, np.ones((1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("rows", "span"),
+    [
+        ([[1]], [[0, 1]]),
+        ([[1, 1, 1], [0, 0, 1]], [[0, 3], [2, 3]]),
+        ([[1, 1, 0, 0], [0, 1, 0, 0]], [[0, 2], [1, 2]]),
+        ([[0, 7], [0, 0]], [[1, 2], [2, 2]]),
+        ([[0, 0, 0]], [[3, 0]]),
+    ],
+    ids=["one", "padding on the left", "wider than what is seen", "none in one", "none"],
+)
+def test_span(rows: list[list[int]], span: list[list[int]]) -> None:
+    (got,) = agree(cache.SPAN, {"mask": np.array(rows)}, entry("mask", B, T, dtype="i64"))
+    np.testing.assert_array_equal(got, span)

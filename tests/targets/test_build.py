@@ -17,13 +17,14 @@ import onnxruntime
 import pytest
 
 from moec.compiler.bench import Counter
+from moec.targets import native as building
 from moec.targets.base import CannotBuild, Emitted, Kernel
-from moec.targets.cpu import build as building
 from moec.targets.cpu import isa
-from moec.targets.cpu.build import find_compiler, link, runtime_objects
+from moec.targets.cpu.build import RUNTIME, link
 from moec.targets.cpu.device import Bench
 from moec.targets.cpu.emit import emit
 from moec.targets.cpu.space import space
+from moec.targets.native import find_compiler, runtime_objects
 
 Build = Callable[..., Bench]
 KERNEL = Kernel("linear_swiglu", (("k", 40), ("n", 48)))
@@ -201,10 +202,10 @@ def test_cxx_is_obeyed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_the_runtime_is_compiled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     compiler = find_compiler()
-    first = runtime_objects(compiler)
+    first = runtime_objects(compiler, RUNTIME)
     times = [path.stat().st_mtime_ns for path in first]
     assert {path.parent for path in first} == {tmp_path / "moec"}
-    assert runtime_objects(compiler) == first
+    assert runtime_objects(compiler, RUNTIME) == first
     assert [path.stat().st_mtime_ns for path in first] == times
 
 

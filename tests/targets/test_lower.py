@@ -63,7 +63,7 @@ def test_the_kernel_of_each_kind(kind: str, dims: tuple[int, ...], reals: tuple[
 
 
 def test_every_kind_is_met_and_known() -> None:
-    assert {kernel.kind for kernel in KERNELS} == set(DIMS) == set(SIZES)
+    assert {kernel.kind for kernel in KERNELS} == set(DIMS) <= set(SIZES)
     assert set(REALS) <= set(DIMS)
 
 

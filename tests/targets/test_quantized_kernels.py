@@ -16,11 +16,12 @@ from moec.compiler.bench import Counter
 from moec.targets.base import Kernel, Schedule
 from moec.targets.cases import operands
 from moec.targets.cpu import isa
-from moec.targets.cpu.device import Bench, Device, deviation
+from moec.targets.cpu.device import Bench, Device
 from moec.targets.cpu.emit import compiled
 from moec.targets.cpu.kernels import quantized
 from moec.targets.cpu.sample import affordable, pack
 from moec.targets.cpu.space import space
+from moec.targets.sample import deviation
 
 Build = Callable[..., Bench]
 KINDS = ("linear", "linear_add", "linear_swiglu", "grouped_swiglu", "grouped_combine")

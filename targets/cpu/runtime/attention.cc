@@ -146,7 +146,7 @@ void absorbed(Latent& a, float* out) {
         return Block{latents, a.rotary_keys.rows(at, count, memory), latents, a.latents.row(at + count)};
       },
       [&](int64_t b, int64_t row) { return a.mixed + (a.row(b, 0, 0) + row) * a.latent; });
-  if (!a.call.status()) project_values(a, out);
+  if (!a.call.failed()) project_values(a, out);
 }
 
 void materialised(Latent& a, float* out) {

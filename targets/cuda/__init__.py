@@ -1,0 +1,1 @@
+"""NVIDIA GPUs: kernels in TileLang, launched by an onnxruntime execution provider of our own."""

@@ -1,0 +1,248 @@
+"""Kernels of the CUDA target tried alone: operands as the GPU gets them, and what must come out.
+
+    sample = Sample(kernel)
+    example = sample.example(rows=4)                                        # kinds that go row by row
+    example = sample.example(rows=1, batch=3, cached=1000, padding=5, wider=64)    # kinds with a cache
+    example.operands     every operand x0, x1, .. in the region's order, weights in their places
+    example.results      y0, y1, ..: float64, or i64; NaN nowhere
+    example.dtypes       what the kernel writes of each: bf16, f32 or i64
+    example.in_place     {1: 5}: result 1 is operand 5's memory; its first contents are the operand's
+    example.errors(got)  of each result, relative to its largest value; infinite for integers that differ
+    example.tolerance    the largest error that is right
+
+rows: new tokens, of one sequence where there is a batch. cached: tokens in the cache before the step.
+padding: columns that are 0 on the left of every other sequence's mask, at most cached. wider: columns of
+zeros on the right of the mask, as in a step whose shapes do not change from token to token. Rows of a cache
+that no token has reached hold NaN where the kernel only reads, so that reading one shows.
+
+Operands are rounded to bf16 before the reference sees them: what is left is the kernel's own rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ...compiler.ir import DTYPES, Array
+from ...compiler.ops.cache import POSITIONS, SPAN
+from .. import cases, cases_attention
+from ..base import Kernel
+from ..cases import Case, Draw, Feeds, Random, operands, uniform
+from .lower import SPANNED, WIDE_OPERANDS, WIDE_RESULTS
+
+BF16, F32, I64 = DTYPES["bf16"], DTYPES["f32"], DTYPES["i64"]
+
+# Of the largest value. A bf16 result is off by 2**-9 of its own where all else is exact; of experts, also
+# each product may be rounded before they are summed; attention rounds what goes into its second product.
+ROUNDED, SUMMED, ATTENDED, EXACT = 4e-3, 8e-3, 1.5e-2, 2e-5
+TOLERANCES: Mapping[str, float] = {
+    "grouped_combine": SUMMED,
+    **dict.fromkeys(("latent_attention", "attention"), ATTENDED),
+    **dict.fromkeys(("route", "top_k_gate", "angles"), EXACT),
+}
+# kind -> the results that are an operand's memory.
+IN_PLACE: Mapping[str, Mapping[int, int]] = {"latent_write": {0: 4, 1: 5}, "append": {0: 0}}
+INTEGERS: Mapping[str, int] = {"route": 2, "permute": 2, "top_k_gate": 1}  # how many results are, the first
+CACHED = ("latent_write", "latent_attention", "append", "attention", "angles")
+
+
+def embedding_feeds(kernel: Kernel, rows: int, random: Random) -> list[Array]:
+    """ids [rows]."""
+    return [random.integers(0, kernel["v"], rows)]
+
+
+def embedding_weights(kernel: Kernel, random: Random) -> Mapping[int, Array]:
+    """The table [v, n]."""
+    return {1: uniform(random, kernel["v"], kernel["n"])}
+
+
+def embedding(kernel: Kernel, operands: Feeds) -> list[Array]:
+    """A row of the table for each id."""
+    ids, table = operands
+    return [table[ids].astype(np.float64)]
+
+
+def angles_feeds(
+    kernel: Kernel, rows: int, random: Random, batch: int = 1, cached: int = 0, padding: int = 0
+) -> list[Array]:
+    """mask, ids [batch, rows], freqs [f]."""
+    mask = cases_attention.attention_mask(batch, cached + rows, padding)
+    freqs = np.power(np.float32(1e-4), np.arange(kernel["f"], dtype=np.float32) / np.float32(kernel["f"]))
+    return [mask, random.integers(0, 100, (batch, rows)), freqs]
+
+
+def angles(kernel: Kernel, operands: Feeds) -> list[Array]:
+    """cos, sin and span; a position times a frequency is rounded to f32, as in the model."""
+    mask, ids, freqs = operands
+    turns = POSITIONS.reference(mask, ids)[..., None].astype(np.float32) * freqs.astype(np.float32)
+    wide = turns.astype(np.float64)
+    return [np.cos(wide), np.sin(wide), SPAN.reference(mask)]
+
+
+CASES: Mapping[str, Case] = {
+    **cases.CASES,
+    **cases_attention.CASES,
+    "embedding": Case(embedding_feeds, embedding, embedding_weights),
+    "angles": Case(angles_feeds, angles),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One call of a kernel; the module says what each field is."""
+
+    operands: Sequence[Array]
+    results: Sequence[Array]
+    dtypes: Sequence[Any]
+    tolerance: float
+    in_place: Mapping[int, int] = field(default_factory=dict)
+
+    def errors(self, got: Sequence[Array]) -> list[float]:
+        """The largest error of each result, relative to the largest value that it should have."""
+        return [error(mine, wanted) for mine, wanted in zip(got, self.results, strict=True)]
+
+    def wrong(self, got: Sequence[Array]) -> str | None:
+        """A sentence on the first result that is off by more than the tolerance, or None."""
+        for i, off in enumerate(self.errors(got)):
+            if not off <= self.tolerance:
+                return f"y{i} is off by {off:.2e} of its largest value, expected at most {self.tolerance:.1e}"
+        return None
+
+
+def error(got: Array, wanted: Array) -> float:
+    """The largest error, relative to the largest value; infinite for NaN, other integers or another shape."""
+    if got.shape != wanted.shape:
+        return float("inf")
+    if wanted.dtype.kind == "i":
+        return 0.0 if np.array_equal(got, wanted) else float("inf")
+    if not wanted.size:
+        return 0.0
+    off = np.abs(got.astype(np.float64) - wanted)
+    worst = float(off.max() / max(float(np.abs(wanted).max()), 1e-30))
+    return worst if worst == worst else float("inf")
+
+
+class Sample:
+    """What a kernel is tried on. Its weights are made once, and are the same for all examples."""
+
+    def __init__(self, kernel: Kernel, seed: int = 0) -> None:
+        self.kernel, self.case, self.seed = kernel, CASES[kernel.kind], seed
+
+    @cached_property
+    def weights(self) -> Mapping[int, Array]:
+        """Weights by operand, as the GPU gets them: bf16 for products and tables, else f32."""
+        places = self.case.weights(self.kernel, np.random.default_rng(self.seed))
+        narrow = self.kernel.weights == "bf16"
+        shifted = {spanned(self.kernel, i): w for i, w in places.items()}
+        return {i: w.astype(BF16) if narrow and w.ndim > 1 else w for i, w in shifted.items()}
+
+    def feeds(self, rows: int, wider: int = 0, draw: Draw | None = None, **setting: int) -> list[Array]:
+        """The operands that are no weights."""
+        if self.kernel.kind not in CACHED and (wider or setting):
+            asked = ", ".join(setting) or "wider"
+            raise ValueError(f"a {self.kernel.kind} kernel reads no mask, so there is no {asked}")
+        source = np.random.default_rng((self.seed, rows))
+        more = [draw] if draw and self.case.routed else []
+        made = self.case.feeds(self.kernel, rows, source, *more, **setting)
+        return self._as_given(self._spanned(made, wider))
+
+    def _spanned(self, feeds: list[Array], wider: int) -> list[Array]:
+        """With a wider mask, room for it in the caches, and the span after the mask."""
+        place = mask_place(self.kernel)
+        if place is None:
+            return feeds
+        mask = feeds[place]
+        feeds[place] = np.pad(mask, ((0, 0), (0, wider)))
+        for i, cache in enumerate(feeds):
+            if is_cache(self.kernel, i) and wider:
+                unread = np.nan if "attention" in self.kernel.kind else 0.5
+                feeds[i] = np.pad(cache, ((0, 0), (0, 0), (0, wider), (0, 0)), constant_values=unread)
+        if self.kernel.kind in SPANNED:
+            feeds.insert(place + 1, SPAN.reference(mask))
+        return feeds
+
+    def _as_given(self, feeds: Sequence[Array]) -> list[Array]:
+        """Floats in bf16, but for those that the kernel takes in f32."""
+        places = iter(i for i in range(len(feeds) + len(self.weights)) if i not in self.weights)
+        keep = WIDE_OPERANDS.get(self.kernel.kind, ())
+        narrow = (feed.dtype == F32 and place not in keep for place, feed in zip(places, feeds))
+        return [np.ascontiguousarray(feed.astype(BF16) if n else feed) for n, feed in zip(narrow, feeds)]
+
+    def operands(self, feeds: Feeds) -> list[Array]:
+        """All operands in their places."""
+        return operands(feeds, self.weights)
+
+    def wanted(self, feeds: Feeds) -> list[Array]:
+        """What must come out, in float64 or i64."""
+        plain = list(feeds)
+        place = mask_place(self.kernel)
+        if place is not None:
+            if self.kernel.kind in SPANNED:
+                del plain[place + 1]
+            end = int(SPAN.reference(plain[place])[0, 1])
+            plain[place] = plain[place][:, :end]
+        weights = {unspanned(self.kernel, i): w for i, w in self.weights.items()}
+        every = operands(plain, weights)
+        exact = [array.astype(F32) if array.dtype == BF16 else array for array in every]
+        results = self.case.reference(self.kernel, exact)
+        return [each.astype(np.float64) if each.dtype.kind != "i" else each for each in results]
+
+    def dtypes(self, results: int) -> list[Any]:
+        """What the kernel writes each result as."""
+        kind, sizes = self.kernel.kind, dict(self.kernel.dims)
+        integers = range(2, 3) if kind == "angles" else range(INTEGERS.get(kind, 0))
+        wide = range(results) if sizes.get("wide") else WIDE_RESULTS.get(kind, ())
+        return [I64 if i in integers else F32 if i in wide else BF16 for i in range(results)]
+
+    @property
+    def tolerance(self) -> float:
+        """The largest error that is right."""
+        wide = dict(self.kernel.dims).get("wide")
+        return EXACT if wide else TOLERANCES.get(self.kernel.kind, ROUNDED)
+
+    def example(self, rows: int, wider: int = 0, draw: Draw | None = None, **setting: int) -> Example:
+        """A call with what must come out of it."""
+        feeds = self.feeds(rows, wider, draw, **setting)
+        results = self.wanted(feeds)
+        in_place = IN_PLACE.get(self.kernel.kind, {})
+        return Example(self.operands(feeds), results, self.dtypes(len(results)), self.tolerance, in_place)
+
+
+# Where the mask is among the operands that are no weights.
+MASKS: Mapping[str, int] = {
+    "latent_write": 5,
+    "latent_attention": 5,
+    "append": 2,
+    "attention": 3,
+    "angles": 0,
+}
+CACHES: Mapping[str, tuple[int, ...]] = {
+    "latent_write": (3, 4),
+    "latent_attention": (3, 4),
+    "append": (0,),
+    "attention": (1, 2),
+}
+
+
+def mask_place(kernel: Kernel) -> int | None:
+    """Where the mask is among the operands that are no weights; None for a kernel without."""
+    return MASKS.get(kernel.kind)
+
+
+def is_cache(kernel: Kernel, place: int) -> bool:
+    """Whether that operand, of those that are no weights, is a cache."""
+    return place in CACHES.get(kernel.kind, ())
+
+
+def spanned(kernel: Kernel, place: int) -> int:
+    """The place of a weight once a span is among the operands: only latent attention's is behind it."""
+    return place + 1 if kernel.kind == "latent_attention" else place
+
+
+def unspanned(kernel: Kernel, place: int) -> int:
+    """The inverse."""
+    return place - 1 if kernel.kind == "latent_attention" else place

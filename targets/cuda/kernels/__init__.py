@@ -1,0 +1,1 @@
+"""Kernels in TileLang, one file a family: each gives the steps of its kinds (see program.py)."""

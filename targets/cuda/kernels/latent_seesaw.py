@@ -1,0 +1,318 @@
+"""The absorbed attention for 64 rows and more: two warpgroups, each with half of the latents' columns.
+
+They take turns on pairs of tiles of 64 keys, so that one multiplies while the other softens:
+
+    warpgroup 0                                 warpgroup 1
+    S0 = Q K0^T                                 S1 = Q K1^T
+    m0 = max(m, S0); P0 = 2^(S0 - m0)
+    Ol = Ol a0 + P0 K0l                         m1 = max(m0, S1); P1 = 2^(S1 - m1)
+    P0 a1 to shared memory                      Or = Or a0 a1 + P1 K1r
+    Ol = Ol a1 + P1 K1l                         Or += (P0 a1) K0r
+
+with a0 = 2^(m - m0), a1 = 2^(m0 - m1), l and r the halves. Whoever reads a piece of a tile last asks for its
+successor. The rotated part of Q lives in registers, and P1 where it was. (The schedule is FlashMLA's.)
+"""
+
+from typing import Any
+
+import tilelang.language as T
+
+from ...base import Kernel, Schedule
+from ..sm import Sm
+from .latent_shared import BF16, F32, LOG2E, LOWEST, PRELUDE, exp2, grid_blocks
+
+ROWS = KEYS = 64
+PIECE = 64  # columns of a tile that are waited for together
+GROUP = 128
+
+
+def seesaw(kernel: Kernel, schedule: Schedule, sm: Sm, split: bool, parts: Any) -> Any:
+    """As latent_decode.attention, for rows and keys of 64."""
+    heads, latent, rope = (kernel[n] for n in ("heads", "latent", "rope"))
+    half = latent // 2
+    pieces = half // PIECE
+
+    @T.macro
+    def load(cache, b, at, column, to, ready):
+        """Columns of one half of a tile, piece by piece; by a warpgroup."""
+        for j in T.unroll(pieces):
+            T.tma_copy(
+                cache[b, 0, at : at + KEYS, column + j * PIECE : column + (j + 1) * PIECE],
+                to[:, j * PIECE : (j + 1) * PIECE],
+                barrier=ready[j],
+            )
+            T.barrier_arrive(ready[j])
+
+    @T.macro
+    def score(q, tile, ready, phase, scores, fresh):
+        """scores += q tile^T over one half, as its pieces arrive."""
+        for j in T.unroll(pieces):
+            T.barrier_wait(ready[j], phase)
+            T.wgmma_gemm(
+                q[:, j * PIECE : (j + 1) * PIECE],
+                tile[:, j * PIECE : (j + 1) * PIECE],
+                scores,
+                transpose_B=True,
+                clear_accum=(fresh and j == 0),
+            )
+
+    @T.macro
+    def hide(scores, first, at, row, old):
+        """Keys of the tile before, or that a row must not see."""
+        if first + KEYS > old:
+            for i, j in T.Parallel(ROWS, KEYS):
+                scores[i, j] = T.if_then_else(
+                    T.And(at + j >= first, at + j <= old + (row + i) // heads), scores[i, j], -T.infinity(F32)
+                )
+
+    @T.macro
+    def body(q, latents, rotated, span, mixed, weights, scale, batch, tokens, seen):
+        with T.Kernel(
+            parts(schedule, heads, sm, batch, tokens, seen) if split else 1,
+            T.ceildiv(tokens * heads, ROWS),
+            batch,
+            threads=2 * GROUP,
+            prelude=PRELUDE,
+        ) as (
+            part,
+            tile,
+            b,
+        ):
+            q_left = T.alloc_shared((ROWS, half), BF16)
+            q_right = T.alloc_shared((ROWS, half), BF16)
+            q_turned = T.alloc_shared((ROWS, rope), BF16)
+            left0 = T.alloc_shared((KEYS, half), BF16)
+            right0 = T.alloc_shared((KEYS, half), BF16)
+            turned0 = T.alloc_shared((KEYS, rope), BF16)
+            left1 = T.alloc_shared((KEYS, half), BF16)
+            right1 = T.alloc_shared((KEYS, half), BF16)
+            turned1 = T.alloc_shared((KEYS, rope), BF16)
+            p0 = T.alloc_shared((ROWS, KEYS), BF16)
+            p1 = q_turned
+            top = T.alloc_shared((ROWS,), F32)
+            shrink0 = T.alloc_shared((ROWS,), F32)
+            shrink1 = T.alloc_shared((ROWS,), F32)
+            totals = T.alloc_shared((ROWS,), F32)
+
+            q_turned0 = T.alloc_fragment((ROWS, rope), BF16)
+            q_turned1 = T.alloc_fragment((ROWS, rope), BF16)
+            s0 = T.alloc_fragment((ROWS, KEYS), F32)
+            s1 = T.alloc_fragment((ROWS, KEYS), F32)
+            s0_narrow = T.alloc_fragment((ROWS, KEYS), BF16)
+            s1_narrow = T.alloc_fragment((ROWS, KEYS), BF16)
+            s0_shrunk = T.alloc_fragment((ROWS, KEYS), BF16)
+            result_left = T.alloc_fragment((ROWS, half), F32)
+            result_right = T.alloc_fragment((ROWS, half), F32)
+            top0 = T.alloc_fragment((ROWS,), F32)
+            top1 = T.alloc_fragment((ROWS,), F32)
+            before0 = T.alloc_fragment((ROWS,), F32)
+            before1 = T.alloc_fragment((ROWS,), F32)
+            sums0 = T.alloc_fragment((ROWS,), F32)
+            sums1 = T.alloc_fragment((ROWS,), F32)
+            total0 = T.alloc_fragment((ROWS,), F32)
+            total1 = T.alloc_fragment((ROWS,), F32)
+
+            q_ready = T.alloc_barrier(arrive_count=2 * GROUP)
+            left0_ready = T.alloc_barrier(arrive_count=[GROUP] * pieces)
+            right0_ready = T.alloc_barrier(arrive_count=[GROUP] * pieces)
+            turned0_ready = T.alloc_barrier(arrive_count=GROUP)
+            left1_ready = T.alloc_barrier(arrive_count=[GROUP] * pieces)
+            right1_ready = T.alloc_barrier(arrive_count=[GROUP] * pieces)
+            turned1_ready = T.alloc_barrier(arrive_count=GROUP)
+            top0_ready = T.alloc_barrier(arrive_count=GROUP)
+            shrink1_ready = T.alloc_barrier(arrive_count=GROUP)
+            p0_ready = T.alloc_barrier(arrive_count=GROUP)
+            p1_ready = T.alloc_barrier(arrive_count=GROUP)
+            total0_ready = T.alloc_barrier(arrive_count=GROUP)
+            totals_ready = T.alloc_barrier(arrive_count=GROUP)
+
+            thread = T.get_thread_binding()
+            count = grid_blocks() if split else 1
+            T.pdl_sync()
+            T.pdl_trigger()
+            line = tile * ROWS  # the block's first row of its batch
+            row = b * tokens * heads + line
+            end = T.cast(span[b, 1], "int32")
+            begin = T.cast(span[b, 0], "int32")
+            old = end - tokens  # keys that the first new token has before itself
+            stop = old + (T.min(line + ROWS, tokens * heads) - 1) // heads + 1
+            pairs = T.ceildiv(T.max(stop - begin, 0), 2 * KEYS)
+            share = T.ceildiv(pairs, count)
+            start = begin + part * share * (2 * KEYS)
+            # At least one, masked where there is none, so that all blocks go the same way.
+            turns = T.max(T.min(share, pairs - part * share), 1)
+            last = end - KEYS  # no tile begins behind it
+
+            T.tma_copy(q[row : row + ROWS, 0:half], q_left, barrier=q_ready)
+            T.tma_copy(q[row : row + ROWS, half:latent], q_right, barrier=q_ready)
+            T.tma_copy(q[row : row + ROWS, latent : latent + rope], q_turned, barrier=q_ready)
+            T.barrier_arrive(q_ready)
+            T.fill(top, LOWEST)
+            T.barrier_wait(q_ready, 0)
+
+            if thread < GROUP:
+                T.copy(q_turned, q_turned0)
+                T.fill(result_left, 0)
+                T.fill(total0, 0)
+                load(latents, b, T.min(start + KEYS, last), 0, left1, left1_ready)
+                load(latents, b, T.min(start + KEYS, last), half, right1, right1_ready)
+                T.tma_copy(
+                    rotated[b, 0, T.min(start + KEYS, last) : T.min(start + KEYS, last) + KEYS, :],
+                    turned1,
+                    barrier=turned1_ready,
+                )
+                T.barrier_arrive(turned1_ready)
+                score(q_left, left0, left0_ready, 0, s0, True)
+                score(q_right, right0, right0_ready, 0, s0, False)
+                T.barrier_wait(turned0_ready, 0)
+                T.wgmma_gemm(q_turned0, turned0, s0, transpose_B=True)
+                T.wait_wgmma(0)
+                for k in T.serial(turns):
+                    first0 = start + k * (2 * KEYS)
+                    next0 = T.min(first0 + 2 * KEYS, last)
+                    next1 = T.min(first0 + 3 * KEYS, last)
+                    hide(s0, first0, T.min(first0, last), line, old)
+                    T.copy(top, top0)
+                    T.copy(top0, before0)
+                    T.reduce_max(s0, top0, dim=1, clear=False)
+                    T.copy(top0, top)
+                    for i in T.Parallel(ROWS):
+                        before0[i] = exp2((before0[i] - top0[i]) * (scale * LOG2E))
+                    T.copy(before0, shrink0)
+                    for i, j in T.Parallel(ROWS, KEYS):
+                        s0[i, j] = exp2(s0[i, j] * (scale * LOG2E) - top0[i] * (scale * LOG2E))
+                    T.barrier_arrive(top0_ready)
+                    T.reduce_sum(s0, sums0, dim=1)
+                    T.copy(s0, s0_narrow)
+                    for i, j in T.Parallel(ROWS, half):
+                        result_left[i, j] *= before0[i]
+                    for i in T.Parallel(ROWS):
+                        total0[i] = total0[i] * before0[i] + sums0[i]
+                    T.wgmma_gemm(s0_narrow, left0, result_left)
+                    T.wait_wgmma(0)
+                    T.barrier_wait(shrink1_ready, k % 2)
+                    if k < turns - 1:
+                        load(latents, b, next0, 0, left0, left0_ready)
+                    T.copy(shrink1, before0)
+                    for i, j in T.Parallel(ROWS, KEYS):
+                        s0_shrunk[i, j] = s0[i, j] * before0[i]
+                    T.copy(s0_shrunk, p0)
+                    T.fence_proxy_async()
+                    T.barrier_arrive(p0_ready)
+                    for i, j in T.Parallel(ROWS, half):
+                        result_left[i, j] *= before0[i]
+                    for i in T.Parallel(ROWS):
+                        total0[i] *= before0[i]
+                    T.barrier_wait(p1_ready, k % 2)
+                    T.wgmma_gemm(p1, left1, result_left)
+                    if k < turns - 1:
+                        score(q_left, left0, left0_ready, (k + 1) % 2, s0, True)
+                        T.wait_wgmma(pieces)  # all but those scores
+                        load(latents, b, next1, 0, left1, left1_ready)
+                        T.tma_copy(rotated[b, 0, next1 : next1 + KEYS, :], turned1, barrier=turned1_ready)
+                        T.barrier_arrive(turned1_ready)
+                        score(q_right, right0, right0_ready, (k + 1) % 2, s0, False)
+                        T.barrier_wait(turned0_ready, (k + 1) % 2)
+                        T.wgmma_gemm(q_turned0, turned0, s0, transpose_B=True)
+                    T.wait_wgmma(0)
+                T.copy(total0, totals)
+                T.barrier_arrive(total0_ready)
+                T.barrier_wait(totals_ready, 0)
+                T.copy(totals, total0)
+                for i, j in T.Parallel(ROWS, half):
+                    result_left[i, j] = T.if_then_else(total0[i] > 0, result_left[i, j] / total0[i], 0)
+                T.copy(result_left, q_left)
+                T.sync_threads()
+                for i, j in T.Parallel(ROWS, half):
+                    if line + i < tokens * heads:
+                        if split:
+                            mixed[(row + i) * count + part, j] = q_left[i, j]
+                        else:
+                            mixed[row + i, j] = q_left[i, j]
+                if split:
+                    T.copy(top, top0)
+                    for i in T.Parallel(ROWS):
+                        top0[i] = T.if_then_else(
+                            total0[i] > 0, T.log2(total0[i]) + top0[i] * (scale * LOG2E), -T.infinity(F32)
+                        )
+                    for i in T.Parallel(ROWS):
+                        if line + i < tokens * heads:
+                            weights[(row + i) * count + part] = top0[i]
+            else:
+                T.copy(q_turned, q_turned1)
+                T.fill(result_right, 0)
+                T.fill(total1, 0)
+                load(latents, b, T.min(start, last), 0, left0, left0_ready)
+                load(latents, b, T.min(start, last), half, right0, right0_ready)
+                T.tma_copy(
+                    rotated[b, 0, T.min(start, last) : T.min(start, last) + KEYS, :],
+                    turned0,
+                    barrier=turned0_ready,
+                )
+                T.barrier_arrive(turned0_ready)
+                score(q_left, left1, left1_ready, 0, s1, True)
+                score(q_right, right1, right1_ready, 0, s1, False)
+                T.barrier_wait(turned1_ready, 0)
+                T.wgmma_gemm(q_turned1, turned1, s1, transpose_B=True)
+                T.wait_wgmma(0)
+                for k in T.serial(turns):
+                    first1 = start + k * (2 * KEYS) + KEYS
+                    next0 = T.min(first1 + KEYS, last)
+                    next1 = T.min(first1 + 2 * KEYS, last)
+                    hide(s1, first1, T.min(first1, last), line, old)
+                    T.barrier_wait(top0_ready, k % 2)
+                    T.copy(top, top1)
+                    T.copy(top1, before1)
+                    T.reduce_max(s1, top1, dim=1, clear=False)
+                    T.copy(top1, top)
+                    for i in T.Parallel(ROWS):
+                        before1[i] = exp2((before1[i] - top1[i]) * (scale * LOG2E))
+                    T.copy(before1, shrink1)
+                    T.barrier_arrive(shrink1_ready)
+                    for i, j in T.Parallel(ROWS, KEYS):
+                        s1[i, j] = exp2(s1[i, j] * (scale * LOG2E) - top1[i] * (scale * LOG2E))
+                    T.reduce_sum(s1, sums1, dim=1)
+                    T.copy(s1, s1_narrow)
+                    T.copy(s1_narrow, p1)
+                    T.fence_proxy_async()
+                    T.barrier_arrive(p1_ready)
+                    T.copy(shrink0, top1)
+                    for i in T.Parallel(ROWS):
+                        before1[i] *= top1[i]
+                    for i in T.Parallel(ROWS):
+                        total1[i] = total1[i] * before1[i] + sums1[i]
+                    for i, j in T.Parallel(ROWS, half):
+                        result_right[i, j] *= before1[i]
+                    T.wgmma_gemm(s1_narrow, right1, result_right)
+                    T.barrier_wait(p0_ready, k % 2)
+                    T.wgmma_gemm(p0, right0, result_right)
+                    if k < turns - 1:
+                        T.wait_wgmma(1)
+                        load(latents, b, next1, half, right1, right1_ready)
+                        T.wait_wgmma(0)
+                        load(latents, b, next0, half, right0, right0_ready)
+                        T.tma_copy(rotated[b, 0, next0 : next0 + KEYS, :], turned0, barrier=turned0_ready)
+                        T.barrier_arrive(turned0_ready)
+                        score(q_left, left1, left1_ready, (k + 1) % 2, s1, True)
+                        score(q_right, right1, right1_ready, (k + 1) % 2, s1, False)
+                        T.barrier_wait(turned1_ready, (k + 1) % 2)
+                        T.wgmma_gemm(q_turned1, turned1, s1, transpose_B=True)
+                    T.wait_wgmma(0)
+                T.barrier_wait(total0_ready, 0)
+                T.copy(totals, sums1)
+                for i in T.Parallel(ROWS):
+                    total1[i] += sums1[i]
+                T.copy(total1, totals)
+                T.barrier_arrive(totals_ready)
+                for i, j in T.Parallel(ROWS, half):
+                    result_right[i, j] = T.if_then_else(total1[i] > 0, result_right[i, j] / total1[i], 0)
+                T.copy(result_right, q_right)
+                T.sync_threads()
+                for i, j in T.Parallel(ROWS, half):
+                    if line + i < tokens * heads:
+                        if split:
+                            mixed[(row + i) * count + part, half + j] = q_right[i, j]
+                        else:
+                            mixed[row + i, half + j] = q_right[i, j]
+
+    return body

@@ -1,0 +1,86 @@
+"""New rows of the latent cache: the latent normed, the shared key rotated, written in place.
+
+A block of 128 threads a token: one row is a few hundred numbers, and what matters is that it starts early.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import tilelang.language as T
+
+from ...base import Kernel, Schedule
+from ..program import Step
+from ..sm import Sm
+from .latent_shared import BF16, F32, I64, NONE, place, sizes
+
+THREADS = 128
+WARPS = THREADS // 32
+
+
+def latent_write(kernel: Kernel, schedule: Schedule, sm: Sm) -> Sequence[Step]:
+    """x0 [batch,tokens,width] -> rows end-tokens..end-1 of y0 [batch,1,room,c] and y1 [batch,1,room,r]."""
+    return [Step(write(kernel), overlap=True)]
+
+
+def write(kernel: Kernel) -> Any:
+    """Norm and rotation in f32; the sum of squares goes through shared memory once."""
+    c, width, start = (kernel[name] for name in ("c", "width", "start"))
+    pairs_in, pairs_out, half = kernel["pairs_in"], kernel["pairs_out"], kernel["r"] // 2
+    vector = 4 if not (c % 4 or start % 4 or width % 4) else 1
+    rounds = -(-c // (THREADS * vector))
+    batch, tokens, _, room, _ = sizes()
+
+    @T.prim_func
+    def latent_write(
+        x0: T.Tensor((batch, tokens, width), BF16),
+        x1: T.Tensor((c,), F32),
+        x2: T.Tensor((batch, tokens, half), F32),
+        x3: T.Tensor((batch, tokens, half), F32),
+        x7: T.Tensor((batch, 2), I64),
+        y0: T.Tensor((batch, 1, room, c), BF16),
+        y1: T.Tensor((batch, 1, room, kernel["r"]), BF16),
+        eps: T.float32,
+    ):
+        with T.Kernel(tokens, batch, threads=THREADS) as (t, b):
+            thread = T.get_thread_binding()
+            weight = T.alloc_local((rounds, vector), F32)
+            latent = T.alloc_local((rounds, vector), F32)
+            total = T.alloc_var(F32, init=0.0)
+            partial = T.alloc_shared((WARPS,), F32, scope="shared")
+            row = T.alloc_var("int32", init=0)
+            for i in T.unroll(rounds):
+                for j in T.vectorized(vector):
+                    if (i * THREADS + thread) * vector < c:
+                        weight[i, j] = x1[(i * THREADS + thread) * vector + j]
+            T.pdl_sync()
+            T.pdl_trigger()
+            row = T.cast(x7[b, 1], "int32") - tokens + t
+            for i in T.unroll(rounds):
+                if (i * THREADS + thread) * vector < c:
+                    for j in T.vectorized(vector):
+                        latent[i, j] = T.cast(x0[b, t, start + (i * THREADS + thread) * vector + j], F32)
+                    for j in T.unroll(vector):
+                        total += latent[i, j] * latent[i, j]
+            total = T.warp_reduce_sum(total)
+            if thread % 32 == 0:
+                partial[thread // 32] = total
+            T.sync_threads()
+            total = partial[0] + partial[1] + partial[2] + partial[3]
+            total = T.rsqrt(total / c + eps)
+            for i in T.unroll(rounds):
+                if (i * THREADS + thread) * vector < c:
+                    for j in T.vectorized(vector):
+                        y0[b, 0, row, (i * THREADS + thread) * vector + j] = T.cast(
+                            latent[i, j] * total * weight[i, j], BF16
+                        )
+            for i in T.unroll(-(-half // THREADS)):
+                if i * THREADS + thread < half:
+                    pair = i * THREADS + thread
+                    low = T.cast(x0[b, t, start + c + place(pairs_in, half, pair, 0)], F32)
+                    high = T.cast(x0[b, t, start + c + place(pairs_in, half, pair, 1)], F32)
+                    cos = 1.0 if pairs_in == NONE else x2[b, t, pair]
+                    sin = 0.0 if pairs_in == NONE else x3[b, t, pair]
+                    y1[b, 0, row, place(pairs_out, half, pair, 0)] = T.cast(low * cos - high * sin, BF16)
+                    y1[b, 0, row, place(pairs_out, half, pair, 1)] = T.cast(low * sin + high * cos, BF16)
+
+    return latent_write

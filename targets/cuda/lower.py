@@ -1,0 +1,53 @@
+"""From a region to a CUDA kernel: what of it is bf16, which formats weights have, and how they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ...compiler.ir import Node
+from ...passes.layout import Layout
+from .. import regions
+from ..base import Kernel, Schedule
+
+MATMULS = ("linear", "linear_add", "linear_swiglu", "grouped_swiglu", "grouped_combine")
+# Kinds that write bf16 or, as a dim of their own says, f32.
+EITHER = ("linear", "linear_add", "linear_swiglu")
+
+DIMS: Mapping[str, tuple[str, ...]] = {
+    **regions.DIMS,
+    **{kind: (*regions.DIMS[kind], "wide") for kind in EITHER},
+    "embedding": ("v", "n"),
+    "angles": ("f",),
+}
+
+# kind -> operands in f32 (cos, sin, frequencies, logits, the weights of a gate): all other numbers are bf16,
+# but for weights that no product reads.
+WIDE_OPERANDS: Mapping[str, tuple[int, ...]] = {
+    "angles": (2,),
+    "top_k_gate": (0, 1),
+    "route": (2,),
+    "grouped_combine": (4,),
+    "latent_write": (2, 3),
+    "latent_attention": (1, 2),
+    "rotary": (1, 2),
+}
+# kind -> results in f32.
+WIDE_RESULTS: Mapping[str, tuple[int, ...]] = {"angles": (0, 1), "top_k_gate": (1,), "route": (2,)}
+
+# kind -> the place of the span among its operands, right after the mask.
+SPANNED: Mapping[str, int] = {"latent_write": 7, "latent_attention": 6, "append": 3, "attention": 4}
+
+# The formats of weights for which there is a kernel of a kind; none reads f32.
+FORMATS: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys((*MATMULS, "route", "latent_attention", "embedding"), ("bf16",))
+}
+
+
+def kernel_of(region: Node) -> Kernel:
+    """The kernel for a region. Raises KeyError for an unknown kind."""
+    return regions.kernel_of(region, DIMS)
+
+
+def layout_of(kernel: Kernel, schedule: Schedule) -> Mapping[int, Layout]:
+    """Weights lie as they are stored: rows of one after the other."""
+    return {}

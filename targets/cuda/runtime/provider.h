@@ -1,0 +1,20 @@
+// The execution provider of one session.
+#pragma once
+
+#include "launch.h"
+#include "queue.h"
+
+namespace moec {
+
+// graphs: whether runs are captured as CUDA graphs and replayed, by gpu_graph_id.
+OrtStatus* make_provider(bool graphs, OrtEp** made);
+void release_provider(OrtEp* provider);
+
+// Events around what the GPU does for one run. Marks of several sessions at once overwrite each other.
+void mark_start(cuda::Stream stream);
+void mark_stop(cuda::Stream stream);
+
+// Frees those events, and the memory that moec_launch kept.
+void release_direct();
+
+}  // namespace moec

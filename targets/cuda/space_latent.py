@@ -1,0 +1,77 @@
+"""The schedules worth trying for latent attention."""
+
+from __future__ import annotations
+
+from ..base import Kernel, Schedule, Space
+from .sm import Sm
+
+
+def tiled(kernel: Kernel) -> bool:
+    """Whether its sizes are whole tiles of the tensor cores, at addresses that bulk copies can read."""
+    wanted = {"latent": 128, "rope": 32}
+    if kernel.kind == "latent_attention":
+        wanted |= {"nope": 64, "value": 64, "width": 8, "start": 8}
+    return not any(kernel[name] % size for name, size in wanted.items()) and kernel["latent"] <= 512
+
+
+def space(kernel: Kernel, sm: Sm) -> Space:
+    """a_: absorbed, p_: materialised.
+
+    a_way: "plain", a pipeline that TileLang makes, or "seesaw", two warpgroups that take turns;
+    a_rows: heads of tokens that share a block; a_keys, a_stages: keys of a tile, tiles under way; a_threads;
+    a_waves: blocks for each multiprocessor that the cache is split for; a_least: keys that are worth a part;
+    a_project: tokens of a tile of the projections; a_most: new tokens up to which this way is taken.
+    p_rows: tokens of a block; p_keys, p_stages as above.
+    """
+    if kernel.kind == "latent_write" or not tiled(kernel):
+        return Space({}, {})
+
+    def fits(schedule: Schedule) -> str | None:
+        needed = shared_bytes(kernel, schedule)
+        return (
+            f"{needed} bytes of shared memory; {sm} has {sm.shared_bytes}"
+            if needed > sm.shared_bytes
+            else None
+        )
+
+    def paired(schedule: Schedule) -> str | None:
+        shape = {name: int(schedule[name]) for name in ("a_rows", "a_keys", "a_stages", "a_threads")}
+        if schedule["a_way"] != "seesaw" or (kernel["rope"] == 64 and shape == SEESAW):
+            return None
+        return f"a_way=seesaw is for {SEESAW} and rope=64, not {shape} and rope={kernel['rope']}"
+
+    def held(schedule: Schedule) -> str | None:
+        registers = int(schedule["a_rows"]) * kernel["latent"] // int(schedule["a_threads"])
+        return f"{registers} registers a thread for the result alone" if registers > 128 else None
+
+    wide = kernel["heads"] > 16 and kernel["rope"] == 64
+    shape = SEESAW if wide else {"a_rows": 16, "a_keys": 64, "a_stages": 2, "a_threads": 128}
+    default: dict[str, int | str] = {
+        **{"a_way": "seesaw" if wide else "plain", **shape, "a_waves": 1, "a_least": 128},
+        **{"a_project": 16, "a_most": 128, "p_rows": 128, "p_keys": 128, "p_stages": 2},
+    }
+    choices: dict[str, list[int | str]] = {
+        **{"a_way": ["plain", "seesaw"], "a_rows": [16, 64], "a_keys": [32, 64], "a_stages": [1, 2, 3, 4]},
+        **{"a_threads": [128, 256], "a_waves": [1, 2, 4], "a_least": [64, 128, 256, 512]},
+        **{"a_project": [16, 64], "a_most": [16, 64, 128, 256]},
+        **{"p_rows": [128], "p_keys": [64, 128], "p_stages": [1, 2]},
+    }
+    return Space(choices, default, rules=(fits, paired, held), larger={17: {"a_project": 64}})
+
+
+SEESAW = {"a_rows": 64, "a_keys": 64, "a_stages": 2, "a_threads": 256}
+BARRIERS = 1024  # bytes of shared memory
+
+
+def shared_bytes(kernel: Kernel, schedule: Schedule) -> int:
+    """What the larger of the two ways needs: queries, tiles of the cache, chances and room for reductions."""
+    rows, keys, stages = (int(schedule[f"a_{name}"]) for name in ("rows", "keys", "stages"))
+    width = kernel["latent"] + kernel["rope"]
+    absorbed = (
+        2 * (rows * width + keys * width * stages + rows * keys) + 8 * int(schedule["a_threads"]) + BARRIERS
+    )
+    if kernel.kind != "latent_attention":
+        return absorbed
+    rows, keys, stages = (int(schedule[f"p_{name}"]) for name in ("rows", "keys", "stages"))
+    head, value = kernel["nope"] + kernel["rope"], kernel["value"]
+    return max(absorbed, 2 * (rows * head + keys * (head + value) * stages) + BARRIERS)

@@ -1,0 +1,79 @@
+"""Which kernels are tried on a device: those that models ask for, of real sizes and of tiny odd ones."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from moec.targets import sample
+from moec.targets.base import Kernel
+
+from ..benchmarks import shapes
+from ..benchmarks.shapes import write_config
+
+# As published, but for the layers: two hold every kind of kernel.
+FEW = {"num_hidden_layers": 2}
+REAL: Mapping[str, dict[str, object]] = {
+    "v2_lite": shapes.V2_LITE | FEW,
+    "v3": shapes.V3 | FEW | {"first_k_dense_replace": 1},
+    "qwen3": shapes.QWEN3_30B | FEW,
+}
+MOST_BYTES = 1 << 30  # of one weight: as many experts of a real model
+
+
+def of_model(name: str, machine: Any) -> Iterator[Kernel]:
+    """Every kernel of a model of REAL, or of a tiny one of tests/models.py ("tiny_qwen3_moe")."""
+    config = REAL.get(name)
+    if config is None:
+        from .. import models
+
+        config = models.config(name.removeprefix("tiny_")).to_dict()
+    with tempfile.TemporaryDirectory() as folder:
+        yield from asked_for(write_config(Path(folder) / name, config), machine)
+
+
+def asked_for(folder: Path, machine: Any) -> Iterator[Kernel]:
+    """The kernels of the model whose config.json is in the folder, each once."""
+    from moec.compiler.driver import Clock, understand
+    from moec.compiler.policy import policy_of
+    from moec.compiler.progress import quiet
+    from moec.compiler.source import resolve
+
+    source = resolve("", folder)
+    policy = policy_of("none", None, machine.policies)
+    front = understand(source, machine, Clock(quiet), None, False, policy, "bf16")
+    yield from dict.fromkeys(sample.affordable(each, MOST_BYTES) for each in front.kernels.values())
+
+
+def bare(kind: str, dtype: str = "bf16", **dims: int) -> Kernel:
+    """A kernel by its sizes."""
+    return Kernel(kind, tuple(dims.items()), (), dtype)
+
+
+def layer(experts: int, width: int, hidden: int, chosen: int) -> list[Kernel]:
+    """The kernels of a routed layer without its gate and without shared experts, as peers have it."""
+    return [
+        bare("permute", "f32", experts=experts, k=chosen),
+        bare("grouped_swiglu", k=hidden, n=2 * width, experts=experts, share=chosen),
+        bare("grouped_combine", k=width, n=hidden, experts=experts, share=chosen, base=0),
+    ]
+
+
+# The routed layers of research/performance.md: experts, their width, the model's, experts of a token.
+LAYERS = {
+    "moe_qwen3": (128, 768, 2048, 8),
+    "moe_v3_quarter": (256, 512, 7168, 8),
+    "moe_v2_lite": (64, 1408, 2048, 6),
+}
+TINY = ("deepseek_v2_lite", "deepseek_v2", "deepseek_v3", "qwen3_moe")
+NAMES = (*REAL, *LAYERS, *(f"tiny_{family}" for family in TINY))
+
+
+def named(name: str, machine: Any) -> Iterator[Kernel]:
+    """The kernels of one of NAMES."""
+    if name in LAYERS:
+        yield from layer(*LAYERS[name])
+    else:
+        yield from of_model(name, machine)
