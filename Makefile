@@ -1,4 +1,5 @@
-# make demo | test | bench-cpu: each makes the environment first if there is none. Nothing else is needed but python3.
+# make demo | test | bench-cpu | test-cuda | bench-cuda: each makes the environment first if there is none. Nothing else
+# is needed but python3, and a GPU for the last two.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,8 +9,12 @@ COMPILERS := $(strip $(foreach name,c++ g++ clang++,$(shell command -v $(name) 2
 COMMA := ,
 EXTRAS := dev$(if $(COMPILERS),,$(COMMA)toolchain)
 DEMO := build/demo
+# Test files run side by side.
+WORKERS ?= 2
+# Kernels built ahead on another machine (tests/device/prepare.py); without, they are built here.
+PREPARED ?= build/device
 
-.PHONY: demo test bench-cpu environment
+.PHONY: demo test bench-cpu test-cuda bench-cuda environment
 
 demo: $(STAMP)
 	$(BIN)/moec compile examples/deepseek_small --random-weights 0 --target cpu --budget 30s --force -o $(DEMO)
@@ -20,12 +25,19 @@ test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 # The first time it builds llama.cpp and two models, about 20 GB. SECTIONS="moe lite" runs some of it.
 bench-cpu: $(STAMP)
 	$(BIN)/python -m pip install --quiet -e '.[bench,llama]'
 	$(BIN)/python -m tests.benchmarks.run $(SECTIONS)
+
+test-cuda: $(STAMP)
+	$(BIN)/pytest tests/device
+
+bench-cuda: $(STAMP)
+	test -e $(PREPARED)/index.json || $(BIN)/python -m tests.device.prepare $(PREPARED)
+	$(BIN)/python -m tests.benchmarks.cuda $(PREPARED) $(SECTIONS)
 
 environment: $(STAMP)
 
