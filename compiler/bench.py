@@ -6,7 +6,7 @@ import ctypes
 import os
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,8 +77,7 @@ def steps(artifact: Artifact, ids: Array, new: int) -> Iterator[None]:
     texts = artifact.texts(len(ids), ids.shape[1] + new)
     mask = np.ones((len(ids), ids.shape[1] + new), np.int64)
     for end in range(ids.shape[1], ids.shape[1] + new + 1):
-        logits = texts.step(ids, mask[:, :end])
-        ids = np.argmax(logits[:, -1:], axis=-1)
+        ids = np.argmax(texts.last(ids, mask[:, :end]), axis=-1)[:, None]
         yield
 
 
@@ -103,6 +102,15 @@ class Counter(ctypes.Structure):
         ("weight_bytes", ctypes.c_uint64),
         ("nanoseconds", ctypes.c_uint64),
     )
+
+
+def device_clock(artifact: Artifact) -> Callable[[], float]:
+    """Gives the seconds that the kernels' own device took for the last run; 0 where they have none."""
+    if not artifact.on_device:
+        return lambda: 0.0
+    elapsed = ctypes.CDLL(str(artifact.folder / artifact.manifest.target["library"])).moec_elapsed_us
+    elapsed.restype = ctypes.c_float
+    return lambda: max(0.0, elapsed()) * 1e-6
 
 
 def counters(artifact: Artifact) -> list[Counter]:

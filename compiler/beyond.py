@@ -36,7 +36,8 @@ class Beyond:
     def place(self, conditions: Conditions) -> Fingerprint:
         """What is measured depends on."""
         machine = conditions.machine
-        place = here(machine.capabilities.name, conditions.threads, machine.folder, machine.processor)
+        threads = machine.sharers(conditions.threads)
+        place = here(machine.capabilities.name, threads, machine.folder, machine.processor)
         return replace(place, cpu=self.on.partition(":")[2]) if self.on else place
 
     def expect(self, machine: Any) -> None:
@@ -48,8 +49,9 @@ class Beyond:
     def judge(self, conditions: Conditions, place: Fingerprint) -> Worker | Fleet:
         """What measures, to be started and closed."""
         if not self.fleet:
-            device, options = conditions.device
-            return Worker(device, options, builders=min(len(os.sched_getaffinity(0)), MOST_BUILDERS))
+            (device, options), most = conditions.device, conditions.machine.addresses
+            builders = min(len(os.sched_getaffinity(0)), MOST_BUILDERS)
+            return Worker(device, options, memory_bytes=most, builders=builders)
         from ..tuning.cluster import cpu
         from ..tuning.fleet import Fleet
 

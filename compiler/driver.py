@@ -105,7 +105,7 @@ def compile_model(
     clock, machine, teller = Clock(progress), target_of(target, isa), Teller(events)
     threads = threads or len(os.sched_getaffinity(0))
     machine.expect_tools()
-    known = Log(Path(log or default_path()))
+    known = Log(Path(log or default_path()), machine.measured)
     source = resolve(model, Path(config) if config else None, random_weights)
     if source.config and not source.checkpoint and source.seed is None:
         raise BadModel(f"{source.name}: a config alone has no weights to compile; add --random-weights SEED")
@@ -163,7 +163,7 @@ def explain(
     source = resolve(model, shapes if config or shapes.exists() else None)
     policy, cache = policy_of(quant, quant_config, machine.policies), cache_of(machine, cache)
     front = understand(source, machine, clock, watch, False, policy, cache)
-    known = Log(Path(log or default_path()))
+    known = Log(Path(log or default_path()), machine.measured)
     called = conditions(machine, front.graph, front.kernels.values(), threads)
     teller = Teller()
     plan = planned(front, known, NOTHING, called, quiet, teller=teller)

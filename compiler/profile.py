@@ -1,7 +1,9 @@
 """Where the time of a step goes: in our kernels, in other nodes, in onnxruntime between them, outside of it.
 
 Kernels carry a clock of their own, so their time is that of undisturbed steps. Only what the other nodes take
-is seen through onnxruntime's profiler, in steps of its own; what is left of a run is onnxruntime.
+is seen through onnxruntime's profiler, in steps of its own; what is left of a run is onnxruntime. Where a
+device has a clock, kernels take what it says of all of them; each is timed alone, in the profiler's steps, so
+they may add up to more.
 """
 
 from __future__ import annotations
@@ -11,11 +13,12 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from statistics import fmean as mean
 from typing import Any, TypeVar
 
-from .bench import counters, random_prompt, steps
+from .bench import counters, device_clock, random_prompt, steps
 from .ir import Array
 from .runner import Artifact
 from .session import open_session
@@ -68,11 +71,16 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one step took: in all, inside the session's run, and its kernels by kind."""
+    """What one step took: in all, inside the session's runs, and its kernels by kind.
+
+    runs: how many it was; device_seconds: what a device with a clock of its own took for them.
+    """
 
     seconds: float
     run_seconds: float
     kernels: Parts
+    runs: int = 1
+    device_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +92,12 @@ class Run:
 
 
 class Clocked:
-    """A session that adds up the time of its runs."""
+    """A session that counts its runs and adds up their time."""
 
-    def __init__(self, session: Any) -> None:
-        self._session, self.seconds = session, 0.0
+    def __init__(self, session: Any, clock: Callable[[], float]) -> None:
+        """clock: the seconds that a device took for the last run."""
+        self._session, self._clock = session, clock
+        self.seconds, self.runs, self.device_seconds = 0.0, 0, 0.0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._session, name)
@@ -97,6 +107,8 @@ class Clocked:
         start = time.perf_counter()
         self._session.run_with_iobinding(binding, options)
         self.seconds += time.perf_counter() - start
+        self.runs += 1
+        self.device_seconds += self._clock()
 
 
 def profile(artifact: Artifact, prompt: int, new: int, batch: int, threads: int) -> list[Phase]:
@@ -110,7 +122,8 @@ def profile(artifact: Artifact, prompt: int, new: int, batch: int, threads: int)
         session = open_session(artifact.folder, artifact.manifest, threads, profile=Path(folder) / "run")
         watched = Artifact(artifact.folder, artifact.manifest, session)
         plain, disturbed = walked(artifact, ids, new), walked(watched, ids, new)
-        runs = seen(json.loads(Path(session.end_profiling()).read_text()), ours)
+        each = iter(seen(json.loads(Path(session.end_profiling()).read_text()), ours))
+    runs = [joined(list(islice(each, step.runs))) for step in disturbed]
     layers = sum(each.name.startswith("past.") for each in session.get_inputs()) // 2
     prefill, decode = slice(1, PROMPTS), slice(PROMPTS, None)
     return [
@@ -121,7 +134,7 @@ def profile(artifact: Artifact, prompt: int, new: int, batch: int, threads: int)
 
 def walked(artifact: Artifact, ids: Array, new: int) -> list[Step]:
     """PROMPTS times the prompt i64 [B, T], then the new tokens after the last of them."""
-    session = Clocked(artifact.session)
+    session = Clocked(artifact.session, device_clock(artifact))
     clocked = Artifact(artifact.folder, artifact.manifest, session)
     prompts = [next(timed(clocked, session, ids, new)) for _ in range(PROMPTS - 1)]
     return [*prompts, *timed(clocked, session, ids, new)]
@@ -131,11 +144,13 @@ def timed(artifact: Artifact, session: Clocked, ids: Array, new: int) -> Iterato
     """The steps of a prompt and `new` tokens, with what the kernels counted in each."""
     walk = steps(artifact, ids, new)
     for _ in range(1 + new):
-        before, run, start = tally(artifact), session.seconds, time.perf_counter()
+        before, run, runs = tally(artifact), session.seconds, session.runs
+        device, start = session.device_seconds, time.perf_counter()
         next(walk)
         seconds = time.perf_counter() - start
         kernels = {name: minus(part, before[name]) for name, part in tally(artifact).items()}
-        yield Step(seconds, session.seconds - run, kernels)
+        device = session.device_seconds - device
+        yield Step(seconds, session.seconds - run, kernels, session.runs - runs, device)
 
 
 def tally(artifact: Artifact) -> Parts:
@@ -162,6 +177,11 @@ def run_of(nodes: Sequence[Mapping[str, Any]], ours: Collection[str]) -> Run:
     return Run(len(nodes), summed(Part(name, 1, seconds) for name, seconds in named if name not in ours))
 
 
+def joined(runs: Sequence[Run]) -> Run:
+    """The runs of one step as one."""
+    return Run(sum(run.nodes for run in runs), summed(part for run in runs for part in run.others.values()))
+
+
 def phase(
     name: str, tokens: int, layers: int, plain: Sequence[Step], disturbed: Sequence[Step], runs: Sequence[Run]
 ) -> Phase:
@@ -169,8 +189,10 @@ def phase(
     middle, slowed = (central(steps, lambda step: step.seconds) for steps in (plain, disturbed))
     quiet = central(runs, lambda run: total(run.others.values()))
     seconds, run = mean(step.seconds for step in middle), mean(step.run_seconds for step in middle)
-    kernels, others = averaged([step.kernels for step in middle]), averaged([each.others for each in quiet])
-    in_kernels, in_others = total(kernels), total(others)
+    device = mean(step.device_seconds for step in middle)
+    kernels = averaged([step.kernels for step in (slowed if device else middle)])
+    others = averaged([each.others for each in quiet])
+    in_kernels, in_others = device or total(kernels), total(others)
     return Phase(
         name,
         tokens,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,13 +97,20 @@ class Artifact:
 
         mask i64 [B, S+T] covers the S cached tokens and the new ones: 0 for padding, which is on the left.
         """
+        return np.asarray(self.run(ids, mask, cache).get_outputs()[-1].numpy())
+
+    def run(self, ids: Array, mask: Array, cache: Cache, logits: Any = None) -> Any:
+        """The same step; gives the binding that it ran with. logits: where they go, None for a new array."""
         binding = self.session.io_binding()
         binding.bind_cpu_input("input_ids", np.ascontiguousarray(ids, np.int64))
         binding.bind_cpu_input("attention_mask", np.ascontiguousarray(mask, np.int64))
         bind(binding, cache)
-        binding.bind_output("logits", "cpu")
+        if logits is None:
+            binding.bind_output("logits", "cpu")
+        else:
+            binding.bind_ortvalue_output("logits", logits)
         self.session.run_with_iobinding(binding, run_options(None) if self.replays else None)
-        return np.asarray(binding.get_outputs()[-1].numpy())
+        return binding
 
     def texts(self, batch: int, rows: int) -> Texts:
         """Texts of up to so many tokens, none of which has any yet. Those given before are at an end."""
@@ -144,11 +151,10 @@ class Artifact:
         choose = Sampler(temperature, top_k, top_p, seed)
         texts = self.texts(len(ids), ids.shape[1] + max_new_tokens)
         done = np.zeros(len(ids), bool)
-        new, seen = ids, 0  # tokens to feed next, tokens in the cache
+        new = ids  # tokens to feed next
         for _ in range(max_new_tokens):
-            token = choose(last(texts, new, mask, seen))
+            token = choose(texts.last(new, mask))
             token = np.where(done, eos_token_id or 0, token)
-            seen = ids.shape[1]
             new = token[:, None]
             ids, mask = np.hstack([ids, new]), np.hstack([mask, np.ones_like(new)])
             done |= token == eos_token_id
@@ -198,6 +204,12 @@ class Texts:
         """Logits f32 [B, T, vocab] of new tokens i64 [B, T]; mask i64 [B, S+T] as for Artifact.step."""
         return self.artifact.step(ids, mask, self.cache)
 
+    def last(self, ids: Array, mask: Array) -> Array:
+        """Logits f32 [B, vocab] of the last of them; the tokens go in a chunk at a time."""
+        for chunk, known in chunks(ids, mask):
+            logits = self.step(chunk, known)
+        return np.asarray(logits[:, -1])
+
 
 class Recorded(Texts):
     """Texts on a device, whose steps of one token are recorded once and then replayed.
@@ -219,6 +231,18 @@ class Recorded(Texts):
         self.binding.bind_ortvalue_input("attention_mask", self.mask)
         bind(self.binding, self.cache)
         self.binding.bind_ortvalue_output("logits", self.logits)
+
+    def last(self, ids: Array, mask: Array) -> Array:
+        """The same. Only the last token's logits are fetched: those before it go in by themselves."""
+        for chunk, known in chunks(ids[:, :-1], mask[:, :-1]):
+            self.feed(chunk, known)
+        return np.asarray(self.step(ids[:, -1:], mask)[:, -1])
+
+    def feed(self, ids: Array, mask: Array) -> None:
+        """As step, with logits that nobody looks at."""
+        shape = (*ids.shape, self.artifact.vocabulary)
+        unseen = memory(self.artifact.manifest.target, shape, DTYPES["f32"])
+        self.artifact.run(ids, mask, self.cache, unseen)
 
     def fits(self, batch: int, rows: int) -> bool:
         """Whether others may take its place."""
@@ -250,12 +274,12 @@ def bind(binding: Any, cache: Cache) -> None:
             binding.bind_ortvalue_output(present, rows)
 
 
-def last(texts: Texts, new: Array, mask: Array, seen: int) -> Array:
-    """Logits [B, vocab] of the last of new tokens i64 [B, T] after `seen` others, in chunks."""
+def chunks(new: Array, mask: Array) -> Iterator[tuple[Array, Array]]:
+    """New tokens i64 [B, T] some at a time, each with the mask [B, S+T] up to its end."""
+    seen = mask.shape[1] - new.shape[1]
     for start in range(0, new.shape[1], CHUNK):
         chunk = new[:, start : start + CHUNK]
-        logits = texts.step(chunk, mask[:, : seen + start + chunk.shape[1]])
-    return np.asarray(logits[:, -1])
+        yield chunk, mask[:, : seen + start + chunk.shape[1]]
 
 
 class Sampler:

@@ -38,7 +38,7 @@ def open_session(
     behind the custom ops run instead: standard ops, slow, and the reference for the kernels.
     profile: how the path begins to which onnxruntime's profile is written when the session ends it.
     """
-    options = options_of(folder, found.target if kernels else {}, graph=True)
+    options = options_of(folder, found.target if kernels else {}, graph=True, clock=profile is not None)
     if threads is not None:
         options.intra_op_num_threads = threads
     if profile is not None:
@@ -48,17 +48,19 @@ def open_session(
     return session_of(str(folder / MODEL), options, unpacked)
 
 
-def options_of(folder: Path, facts: Mapping[str, Any], graph: bool = False) -> Any:
+def options_of(folder: Path, facts: Mapping[str, Any], graph: bool = False, clock: bool = False) -> Any:
     """Options of a session with the kernels of a target by the manifest's facts of it, none for none.
 
-    graph: whether runs may be recorded, and replayed; only where every node is a kernel.
+    graph: whether runs may be recorded, and replayed; only where every node is a kernel. clock: whether a
+    provider is to time its kernels one by one, rather than record any.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     library, provider = facts.get("library"), facts.get("provider")
     if library and provider:
         whole = graph and bool(facts.get("whole"))
-        options.add_provider_for_devices(devices(folder / library), {"graph": "1"} if whole else {})
+        wishes = {"clock": "1"} if clock else {"graph": "1"} if whole else {}
+        options.add_provider_for_devices(devices(folder / library), wishes)
         if whole:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     elif library:

@@ -50,7 +50,8 @@ def tune_model(
     """
     clock, machine, teller = Clock(progress), target_of(target, isa), Teller(events)
     threads = threads or len(os.sched_getaffinity(0))
-    known, beyond = Log(Path(log or default_path())), Beyond(fleet, on, Mirror(storage) if storage else None)
+    known = Log(Path(log or default_path()), machine.measured)
+    beyond = Beyond(fleet, on, Mirror(storage) if storage else None)
     shapes = Path(config or model)
     source = resolve(model, shapes if config or shapes.exists() else None)
     policy = policy_of(quant, quant_config, machine.policies)

@@ -29,7 +29,8 @@ def here(isa: str, threads: int, target: Path, processor: str = "") -> Fingerpri
     It holds the sources that decide the code, and what the default schedule is that ratios refer to; not
     those that describe, build, check or time it.
     """
-    sources = [target / "emit.py", *target.glob("space*.py"), *(target / "kernels").glob("*.py")]
+    sources = [target / "emit.py", *(target / "kernels").glob("*.py")]
+    sources += [file for name in ("space*.py", "*tiles.py", "widths.py") for file in target.glob(name)]
     for runtime in (target / "runtime", target.parent / "runtime"):
         sources += [*runtime.glob("*.cc"), *runtime.glob("*.h")]
     return Fingerprint(isa, processor or cpu_model(), threads, source_hash(sources))

@@ -31,9 +31,13 @@ class BadLog(ValueError):
 class Log:
     """The records of one file, and the sentences about lines that are none."""
 
-    def __init__(self, path: Path) -> None:
-        """Opens path; a missing file is an empty log. Raises BadLog if it is no file, or no line a record."""
+    def __init__(self, path: Path, shipped: Path | None = None) -> None:
+        """Opens path; a missing file is an empty log. Raises BadLog if it is no file, or no line a record.
+
+        shipped: a file whose records count as well when a kernel is asked for; it is never written.
+        """
         self.path = path
+        self.shipped = Log(shipped) if shipped and shipped.exists() else None
         self.profile_of: Callable[[Kernel], str] = lambda kernel: PROFILE  # which of them is asked for
         self._index = Index()
         self._groups: dict[int, list[Record]] = {}  # by the index's keys, those that were asked for
@@ -83,13 +87,18 @@ class Log:
         return [(group[0].kernel, group[0].fingerprint) for group in groups if group]
 
     def of(self, kernel: Kernel, fingerprint: Fingerprint, profile: str | None = None) -> Iterator[Record]:
-        """The records of one kernel on one kind of machine, in the file's order."""
+        """The records of one kernel on one kind of machine, in the file's order, those shipped first."""
         key = (bare(kernel), fingerprint, profile or self.profile_of(kernel))
-        return (
-            record
-            for record in self._group(index.key(kernel, fingerprint))
-            if (record.kernel, record.fingerprint, record.profile) == key
-        )
+        others = self.shipped.of(kernel, fingerprint, key[2]) if self.shipped else ()
+        yield from others
+        for record in self._group(index.key(kernel, fingerprint)):
+            if (record.kernel, record.fingerprint, record.profile) == key:
+                yield record
+
+    def came_with_moec(self, record: Record) -> bool:
+        """Whether it is one of those shipped."""
+        places = record.kernel, record.fingerprint, record.profile
+        return self.shipped is not None and record in self.shipped.of(*places)
 
     def ranked(self, kernel: Kernel, fingerprint: Fingerprint, profile: str | None = None) -> list[Record]:
         """The records that won and still stand, fastest first; ties in one order whatever the file's."""

@@ -118,10 +118,11 @@ def _choose(
     best = admitted(space, log.ranked(kernel, fingerprint))
     if best is None or best.ratio is None:
         return replace(_unmeasured(space, hints(kernel, space, log, fingerprint, learned)), tried=tried)
+    where = f"on {best.fingerprint.cpu}, shipped with moec" if log.came_with_moec(best) else "here"
     if merged(best.schedules) == space.defaults:
-        return Choice(space.defaults, "default", tried=tried, reason=f"none of {tried} tried here beat it")
+        return Choice(space.defaults, "default", tried=tried, reason=f"none of {tried} tried {where} beat it")
     why, schedules = "tuned" if bare(kernel) in tuned else "log", merged(best.schedules)
-    reason = f"the best of {tried} tried here"
+    reason = f"the best of {tried} tried {where}"
     return Choice(schedules, why, 1 / best.ratio, tried, gains(schedules, best.ratios), reason)
 
 

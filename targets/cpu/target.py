@@ -36,6 +36,7 @@ class Target:
     caches: ClassVar[Sequence[str]] = ("f32", "bf16")  # the first is the default
     widest: ClassVar[str] = "f32"  # the format of weights that every kernel reads
     tools: ClassVar[Sequence[str]] = ("moec", "apache-tvm")  # packages that shape its code
+    addresses: ClassVar[int | None] = None  # bytes of addresses for a tuning worker: as many as of memory
 
     @property
     def capabilities(self) -> Capabilities:
@@ -45,6 +46,11 @@ class Target:
     def folder(self) -> Path:
         """Where the target's sources are: what is measured depends on them."""
         return Path(__file__).parent
+
+    @property
+    def measured(self) -> Path | None:
+        """A tuning log that comes with moec: none, CPUs differ too much."""
+        return None
 
     @property
     def sources(self) -> list[Path]:
@@ -106,6 +112,10 @@ class Target:
         """Whether a kernel is to be timed with that recorded routing."""
         sizes = dict(kernel.dims)
         return "share" in sizes and trace.suits(sizes["experts"], sizes["share"])
+
+    def sharers(self, threads: int) -> int:
+        """How many of so many threads share a kernel's work, so that its time depends on it."""
+        return threads
 
     def device(self, threads: int, cold: bool = True, trace: str = "") -> tuple[str, dict[str, Any]]:
         """What a tuning worker opens on this machine: module and function, and its arguments (see Device)."""

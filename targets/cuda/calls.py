@@ -21,7 +21,7 @@ POINTS = (1, 4, 16, 64, 256, 1024, 4096)  # rows, one count in each bucket of to
 # Of kernels with a cache: one new token for each of so many sequences, and the first tokens of one sequence.
 DECODE, PREFILL = (1, 4, 16, 64, 128), (256, 1024)
 CACHED = 4096  # tokens in the cache when one more is decoded
-READING = ("latent_attention", "attention")  # kinds that read all of a cache
+READING = ("latent_attention", "mla_decode", "attention")  # kinds that read all of a cache
 BETWEEN = 2.5  # times the cache in front of memory is read before the same weights again
 SMALL = 64 << 10  # bytes of weights that need not be cold: a launch takes longer
 SHORTEST, LONGEST = 1e-3, 1e-2  # seconds of a run: its start is lost in that, and nobody waits for long
@@ -202,6 +202,7 @@ SHAPES: Mapping[str, Callable[[Sizes, Shapes], Shapes]] = {
     "grouped_combine": lambda d, x: [(x[4][0], d["n"])],
     "latent_write": lambda d, x: [x[4], x[5]],
     "latent_attention": lambda d, x: [(*x[0][:2], d["heads"] * d["value"])],
+    "mla_decode": lambda d, x: [(*x[0][:3], d["latent"])],
     "append": lambda d, x: [x[0]],
     "rotary": lambda d, x: [x[0]],
     "attention": lambda d, x: [(*x[0][:3], d["dv"])],

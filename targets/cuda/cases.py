@@ -37,17 +37,18 @@ from .lower import SPANNED, WIDE_OPERANDS, WIDE_RESULTS
 BF16, F32, I64 = DTYPES["bf16"], DTYPES["f32"], DTYPES["i64"]
 
 # Of the largest value. A bf16 result is off by 2**-9 of its own where all else is exact; of experts, also
-# each product may be rounded before they are summed; attention rounds what goes into its second product.
+# each product may be rounded before they are summed; a cache's reference is rounded too, to the next number
+# perhaps; attention rounds what goes into its second product.
 ROUNDED, SUMMED, ATTENDED, EXACT = 4e-3, 8e-3, 1.5e-2, 2e-5
 TOLERANCES: Mapping[str, float] = {
-    "grouped_combine": SUMMED,
-    **dict.fromkeys(("latent_attention", "attention"), ATTENDED),
+    **dict.fromkeys(("grouped_combine", "latent_write"), SUMMED),
+    **dict.fromkeys(("latent_attention", "mla_decode", "attention"), ATTENDED),
     **dict.fromkeys(("route", "top_k_gate", "angles"), EXACT),
 }
 # kind -> the results that are an operand's memory.
 IN_PLACE: Mapping[str, Mapping[int, int]] = {"latent_write": {0: 4, 1: 5}, "append": {0: 0}}
 INTEGERS: Mapping[str, int] = {"route": 2, "permute": 2, "top_k_gate": 1}  # how many results are, the first
-CACHED = ("latent_write", "latent_attention", "append", "attention", "angles")
+CACHED = ("latent_write", "latent_attention", "mla_decode", "append", "attention", "angles")
 
 
 def embedding_feeds(kernel: Kernel, rows: int, random: Random) -> list[Array]:
@@ -83,11 +84,35 @@ def angles(kernel: Kernel, operands: Feeds) -> list[Array]:
     return [np.cos(wide), np.sin(wide), SPAN.reference(mask)]
 
 
+def mla_feeds(
+    kernel: Kernel, tokens: int, random: Random, batch: int = 1, cached: int = 0, padding: int = 0
+) -> list[Array]:
+    """Queries in the space of latents [batch, tokens, heads, latent+rope], latents, rotary keys, mask."""
+    widths, seen = (kernel["latent"], kernel["rope"]), cached + tokens
+    return [
+        uniform(random, batch, tokens, kernel["heads"], sum(widths)),
+        *(cases_attention.cache(kernel, random, batch, 1, seen, width) for width in widths),
+        cases_attention.attention_mask(batch, seen, padding),
+    ]
+
+
+def mla_decode(kernel: Kernel, operands: Feeds) -> list[Array]:
+    """Mixed latents [batch, tokens, heads, latent]: attention with one head of keys, whose values are part
+    of it.
+    """
+    q, latents, keys, mask = operands
+    plain = Kernel("attention", (), kernel.reals)
+    both = np.concatenate([latents, keys], axis=-1)
+    (mixed,) = cases_attention.attention(plain, [q.swapaxes(1, 2), both, latents, mask])
+    return [np.ascontiguousarray(mixed.swapaxes(1, 2))]
+
+
 CASES: Mapping[str, Case] = {
     **cases.CASES,
     **cases_attention.CASES,
     "embedding": Case(embedding_feeds, embedding, embedding_weights),
     "angles": Case(angles_feeds, angles),
+    "mla_decode": Case(mla_feeds, mla_decode),
 }
 
 
@@ -159,7 +184,7 @@ class Sample:
         feeds[place] = np.pad(mask, ((0, 0), (0, wider)))
         for i, cache in enumerate(feeds):
             if is_cache(self.kernel, i) and wider:
-                unread = np.nan if "attention" in self.kernel.kind else 0.5
+                unread = 0.5 if self.kernel.kind in IN_PLACE else np.nan
                 feeds[i] = np.pad(cache, ((0, 0), (0, 0), (0, wider), (0, 0)), constant_values=unread)
         if self.kernel.kind in SPANNED:
             feeds.insert(place + 1, SPAN.reference(mask))
@@ -216,6 +241,7 @@ class Sample:
 MASKS: Mapping[str, int] = {
     "latent_write": 5,
     "latent_attention": 5,
+    "mla_decode": 3,
     "append": 2,
     "attention": 3,
     "angles": 0,
@@ -223,6 +249,7 @@ MASKS: Mapping[str, int] = {
 CACHES: Mapping[str, tuple[int, ...]] = {
     "latent_write": (3, 4),
     "latent_attention": (3, 4),
+    "mla_decode": (1, 2),
     "append": (0,),
     "attention": (1, 2),
 }

@@ -204,6 +204,8 @@ def tokens(kernel: Kernel, operands: Sequence[Buffer]) -> int:
             return shape[0] // kernel["share"]
         case "rotary" | "attention":
             return shape[0] * shape[2]
+        case "mla_decode":
+            return shape[0] * shape[1]
         case "append":
             return operands[1].shape[0] * operands[1].shape[2]
         case "angles":

@@ -104,7 +104,7 @@ def lower(step: Step, sm: Sm) -> Lowered:
             maps[values[0].name] = tensor_map(values)
         elif name in functions:
             launches.append(launch_of(functions[name], values, maps, scratch, step))
-    return Lowered(made.kernel_source, tuple(launches))
+    return Lowered(str(made.kernel_source), tuple(launches))
 
 
 def packed_calls(body: Any) -> Iterator[tuple[str, Sequence[Any]]]:
@@ -203,7 +203,7 @@ def text(value: Any) -> str:
 def known(name: str, dtype: str) -> str:
     """A variable's name if it is a size, or a real of the kernel."""
     if dtype == "float32" or name in SIZES:
-        return name
+        return str(name)
     raise ValueError(f"a launch depends on {name!r}; known at run time are {', '.join(SIZES)}")
 
 

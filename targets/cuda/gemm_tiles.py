@@ -16,7 +16,8 @@ class Tiles:
     """One kernel's tiles. k, width: columns of the weight, and of the result; parts: 2 for gate and up;
     experts: 0 for a plain product; rows, cols, depth: of x, of each part, and of k in a stage of the ring;
     groups: warpgroups that multiply; split: parts of k that are summed afterwards; blocks: of the grid,
-    per_sm of them at once on a multiprocessor.
+    per_sm of them at once on a multiprocessor; once: whether weights leave the L2 cache first; queue: whether
+    blocks take tiles as they come free, not each every so many.
     """
 
     k: int
@@ -37,6 +38,8 @@ class Tiles:
     split: int
     per_sm: int
     blocks: int
+    once: bool
+    queue: bool
 
     @property
     def ragged(self) -> bool:
@@ -102,6 +105,8 @@ def tiles_of(kernel: Kernel, schedule: Schedule, sm: Sm) -> Tiles:
         split=knob["split"],
         per_sm=knob["blocks"],
         blocks=sm.multiprocessors * knob["blocks"],
+        once=knob["once"] == 1,
+        queue=knob["queue"] == 1,
     )
 
 

@@ -35,7 +35,13 @@ WIDE_OPERANDS: Mapping[str, tuple[int, ...]] = {
 WIDE_RESULTS: Mapping[str, tuple[int, ...]] = {"angles": (0, 1), "top_k_gate": (1,), "route": (2,)}
 
 # kind -> the place of the span among its operands, right after the mask.
-SPANNED: Mapping[str, int] = {"latent_write": 7, "latent_attention": 6, "append": 3, "attention": 4}
+SPANNED: Mapping[str, int] = {
+    "latent_write": 7,
+    "latent_attention": 6,
+    "mla_decode": 4,
+    "append": 3,
+    "attention": 4,
+}
 
 # The formats of weights for which there is a kernel of a kind; none reads f32.
 FORMATS: Mapping[str, tuple[str, ...]] = {

@@ -11,6 +11,6 @@ def space(kernel: Kernel, sm: Sm) -> Space:
     """The space of one kernel. Raises ValueError for an unknown kind."""
     if kernel.kind in space_matmul.KINDS:
         return space_matmul.space(kernel, sm)
-    if kernel.kind.startswith("latent_"):
+    if kernel.kind.startswith(("latent_", "mla_")):
         return space_latent.space(kernel, sm)
     return space_rows.space(kernel, sm)

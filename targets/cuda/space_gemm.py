@@ -9,17 +9,21 @@ from .gemm_tiles import registers, tiles_of
 from .sm import Sm
 
 KINDS = ("linear", "linear_add", "linear_swiglu", "grouped_swiglu", "grouped_combine")
-TYPICAL: Mapping[int, int] = {1: 1, 5: 8, 17: 32, 65: 128, 257: 2048}  # tokens that a bucket's default is for
+# Tokens that a bucket's default is for. Parts of k that fill the GPU at 128 would take two turns at 256.
+GROUPED: Mapping[int, int] = {1: 1, 5: 8, 17: 32, 65: 128, 257: 2048}
+DENSE: Mapping[int, int] = {**GROUPED, 65: 256}
 RESERVED = 1 << 10  # shared memory that a multiprocessor keeps of each block for itself
 OTHER = 40  # registers of a multiplying thread beside its sums
 CHOICES: Mapping[str, tuple[int, ...]] = {
-    "t_rows": (16, 32, 64, 128, 192, 256),
+    "t_rows": (16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192, 208, 256),
     "t_cols": (64, 128, 192, 256),
     "t_depth": (64, 128),
     "t_stages": (2, 3, 4, 5, 6, 7, 8),
     "t_swap": (0, 1),
     "t_split": (1, 2, 4, 8),
     "t_blocks": (1, 2, 3, 4),
+    "t_once": (0, 1),
+    "t_queue": (0, 1),
 }
 
 
@@ -28,12 +32,15 @@ def space(kernel: Kernel, sm: Sm) -> Space:
 
     t_rows, t_cols: the tile of the result, columns of gate and of up each; t_depth: of k at once; t_stages of
     that on the way; t_swap: 1 puts the weight on wgmma's left, whose tiles are 64 tall, for few rows an
-    expert; t_split: parts of k that are summed by a second function; t_blocks at once on a multiprocessor.
+    expert; t_split: parts of k that are summed by a second function; t_blocks at once on a multiprocessor;
+    t_once: 1 lets weights leave the L2 cache before all else; t_queue: 1 has blocks of a grouped product take
+    tiles as they come free, for which a function more sets a count to zero.
     """
-    by_bucket = {first: default(kernel, tokens, sm) for first, tokens in TYPICAL.items()}
     grouped = kernel.kind.startswith("grouped")
+    typical = GROUPED if grouped else DENSE
+    by_bucket = {first: default(kernel, tokens, sm) for first, tokens in typical.items()}
     return Space(
-        choices={**CHOICES, "t_split": (1,) if grouped else CHOICES["t_split"]},
+        choices={**CHOICES, **({"t_split": (1,)} if grouped else {"t_queue": (0,)})},
         default=by_bucket[1],
         rules=rules(kernel, sm),
         larger={first: schedule for first, schedule in by_bucket.items() if first > 1},
@@ -88,6 +95,7 @@ def default(kernel: Kernel, tokens: int, sm: Sm) -> Schedule:
         tall = 64 if rows > 24 else 32 if rows > 6 else 16
         shape = {"t_rows": tall, "t_cols": 64 if paired else 128, "t_swap": 1, "t_blocks": 2}
     schedule = {**shape, "t_depth": 64, "t_stages": 2, "t_split": split(kernel, shape, width, tokens, sm)}
+    schedule |= {"t_once": 0, "t_queue": 0}
     return {**schedule, "t_stages": deepest(kernel, schedule, sm)}
 
 

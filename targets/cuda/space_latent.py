@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from ..base import Kernel, Schedule, Space
 from .sm import Sm
-
-
-def tiled(kernel: Kernel) -> bool:
-    """Whether its sizes are whole tiles of the tensor cores, at addresses that bulk copies can read."""
-    wanted = {"latent": 128, "rope": 32}
-    if kernel.kind == "latent_attention":
-        wanted |= {"nope": 64, "value": 64, "width": 8, "start": 8}
-    return not any(kernel[name] % size for name, size in wanted.items()) and kernel["latent"] <= 512
+from .widths import tiled
 
 
 def space(kernel: Kernel, sm: Sm) -> Space:
@@ -21,7 +14,9 @@ def space(kernel: Kernel, sm: Sm) -> Space:
     a_rows: heads of tokens that share a block; a_keys, a_stages: keys of a tile, tiles under way; a_threads;
     a_waves: blocks for each multiprocessor that the cache is split for; a_least: keys that are worth a part;
     a_project: tokens of a tile of the projections; a_most: new tokens up to which this way is taken.
-    p_rows: tokens of a block; p_keys, p_stages as above.
+    p_way: "plain"; "ahead", where the next scores are multiplied while those before are softened; or "turns",
+    where in addition two warpgroups multiply in turns. p_rows: tokens of a block; p_keys, p_stages as above;
+    p_columns: of a tile of the keys and values that are made.
     """
     if kernel.kind == "latent_write" or not tiled(kernel):
         return Space({}, {})
@@ -44,21 +39,37 @@ def space(kernel: Kernel, sm: Sm) -> Space:
         registers = int(schedule["a_rows"]) * kernel["latent"] // int(schedule["a_threads"])
         return f"{registers} registers a thread for the result alone" if registers > 128 else None
 
+    def led(schedule: Schedule) -> str | None:
+        if schedule["p_way"] == "plain" or (kernel["value"] <= kernel["nope"] and kernel["value"] <= 128):
+            return None
+        return f"p_way={schedule['p_way']} is for values of at most 128 that are no wider than keys"
+
     wide = kernel["heads"] > 16 and kernel["rope"] == 64
     shape = SEESAW if wide else {"a_rows": 16, "a_keys": 64, "a_stages": 2, "a_threads": 128}
     default: dict[str, int | str] = {
         **{"a_way": "seesaw" if wide else "plain", **shape, "a_waves": 1, "a_least": 128},
-        **{"a_project": 16, "a_most": 128, "p_rows": 128, "p_keys": 128, "p_stages": 2},
+        **{"a_project": 16, "a_most": 128},
+        **{"p_way": "plain", "p_rows": 128, "p_keys": 128, "p_stages": 2, "p_columns": 128},
     }
     choices: dict[str, list[int | str]] = {
-        **{"a_way": ["plain", "seesaw"], "a_rows": [16, 64], "a_keys": [32, 64], "a_stages": [1, 2, 3, 4]},
+        **{"a_way": ["plain", "seesaw"], "a_rows": [16, 64], "a_keys": [32, 64], "a_stages": [1, 2, 3, 4, 5]},
         **{"a_threads": [128, 256], "a_waves": [1, 2, 4], "a_least": [64, 128, 256, 512]},
         **{"a_project": [16, 64], "a_most": [16, 64, 128, 256]},
-        **{"p_rows": [128], "p_keys": [64, 128], "p_stages": [1, 2]},
+        **{
+            "p_way": ["plain", "ahead", "turns"],
+            "p_rows": [128],
+            "p_keys": [64, 128],
+            "p_stages": [1, 2],
+            "p_columns": [128, 256],
+        },
     }
-    return Space(choices, default, rules=(fits, paired, held), larger={17: {"a_project": 64}})
+    if kernel.kind == "mla_decode":
+        choices = {name: choices[name] for name in ATTEND}
+        return Space(choices, {name: default[name] for name in ATTEND}, rules=(fits, paired, held))
+    return Space(choices, default, rules=(fits, paired, held, led), larger={17: {"a_project": 64}})
 
 
+ATTEND = ("a_way", "a_rows", "a_keys", "a_stages", "a_threads", "a_waves", "a_least")  # knobs of mla_decode
 SEESAW = {"a_rows": 64, "a_keys": 64, "a_stages": 2, "a_threads": 256}
 BARRIERS = 1024  # bytes of shared memory
 

@@ -6,23 +6,9 @@ from collections.abc import Callable, Mapping
 
 from ..base import Kernel, Schedule, Space
 from .sm import Sm
+from .widths import LANES, TILE_K, TILE_M, norm_vector, widest
 
-LANES = 32  # of a warp
 BLOCKS = (64, 128, 256, 512, 1024)  # threads of a block
-TILE_M, TILE_K = 64, 64  # of a router's tiles
-
-
-def widest(*sizes: int) -> int:
-    """How many neighbouring bf16 one load takes where all offsets are multiples of these sizes: at most 8."""
-    return next(width for width in (8, 4, 2, 1) if all(size % width == 0 for size in sizes))
-
-
-def norm_vector(kernel: Kernel) -> int:
-    """What a load of rms_norm takes: less than it could where lanes would have nothing to do."""
-    vector = widest(kernel["n"], kernel["width"], kernel["start"])
-    while vector > 2 and kernel["n"] // vector < LANES:
-        vector //= 2
-    return vector
 
 
 def threads_for(numbers: int, vector: int, parts: int = 1) -> int:

@@ -36,6 +36,7 @@ class Target:
     caches: ClassVar[Sequence[str]] = ("bf16",)
     widest: ClassVar[str] = "bf16"  # the format of weights that every kernel reads
     tools: ClassVar[Sequence[str]] = ("moec", "tilelang", "nvidia-cuda-nvcc")  # packages that shape its code
+    addresses: ClassVar[int | None] = 1 << 46  # of a tuning worker, in bytes: the driver reserves very many
 
     @property
     def capabilities(self) -> Capabilities:
@@ -52,9 +53,14 @@ class Target:
         return Path(__file__).parent
 
     @property
+    def measured(self) -> Path | None:
+        """A tuning log that comes with moec: of an H200."""
+        return self.folder / "measured.jsonl"
+
+    @property
     def sources(self) -> list[Path]:
         """The files that decide what code is written for a kernel and a schedule."""
-        names = ("emit.py", "nvcc.py", "program.py", "bundle.py", "sm.py")
+        names = ("emit.py", "nvcc.py", "program.py", "bundle.py", "sm.py", "gemm_tiles.py", "widths.py")
         return [*(self.folder / name for name in names), *(self.folder / "kernels").glob("*.py")]
 
     @property
@@ -112,6 +118,10 @@ class Target:
         """Whether a kernel is to be timed with that recorded routing."""
         sizes = dict(kernel.dims)
         return "share" in sizes and trace.suits(sizes["experts"], sizes["share"])
+
+    def sharers(self, threads: int) -> int:
+        """How many of so many threads share a kernel's work: it is the GPU's, whatever the number."""
+        return 1
 
     def device(self, threads: int, cold: bool = True, trace: str = "") -> tuple[str, dict[str, Any]]:
         """What a tuning worker opens on this machine: module and function, and its arguments (see Device)."""

@@ -37,7 +37,7 @@ SGLANG: Mapping[str, Sequence[float]] = {
     "moe_v3_quarter": (100.7, 527.8, 1105, 1298, 1406, 2612),
     "moe_v2_lite": (47.3, 240.2, 278.7, 301.2, 361.4, 969.3),
 }
-# batch, cached tokens, heads: microseconds of FlashMLA, SGLang's Triton kernel, TileLang's example. Theirs
+# batch, cached tokens, heads: microseconds of FlashMLA, SGLang's Triton kernel, TileLang's example. They
 # begin with queries that are absorbed already and end before the values are projected.
 DECODE: Mapping[tuple[int, int, int], Sequence[float | None]] = {
     (1, 8192, 128): (28.9, 57.1, 25.1),
@@ -49,6 +49,7 @@ DECODE: Mapping[tuple[int, int, int], Sequence[float | None]] = {
     (128, 4096, 16): (164.7, 334.5, None),
     (32, 4096, 16): (54.4, 101.4, None),
 }
+KINDS = (("mla_decode", "decode", peers.Decode), ("latent_attention", "whole", peers.Latent))
 PREFILL = ((1, 1024), (1, 4096), (4, 2048))  # sequences and their tokens
 LIMIT = 2e-2  # of the largest value, between us and a peer
 
@@ -136,18 +137,19 @@ def compared(what: str, call: Any, contenders: Mapping[str, Callable[[], object]
 
 
 def decode(setting: Setting) -> Iterator[Row]:
-    """One token for each sequence; ours also absorbs the queries and projects the values."""
+    """One token for each sequence: what others publish, then all of it, which also absorbs the queries and
+    projects the values.
+    """
+    names = ("FlashMLA", "SGLang", "TileLang example")
     for (batch, cached, heads), quoted in DECODE.items():
-        entry = setting.find("latent_attention", heads=heads)
-        if entry is None:
-            continue
-        call = peers.Latent(entry.kernel, batch, 1, cached)
-        floor = setting.ceilings.floor(call.bytes, call.operations)
-        step = setting.ours(entry)
-        seconds = timed({"moec": lambda call=call, step=step: call.ours(step)})
-        names = ("FlashMLA", "SGLang", "TileLang example")
+        what = f"{batch} x {cached}, {heads} heads"
         theirs = {name: each / 1e6 for name, each in zip(names, quoted) if each}
-        yield Row(f"decode {batch} x {cached}, {heads} heads", floor, seconds, theirs)
+        for kind, word, made in KINDS:
+            if entry := setting.find(kind, heads=heads):
+                call, step = made(entry.kernel, batch, 1, cached), setting.ours(entry)
+                floor = setting.ceilings.floor(call.bytes, call.operations)
+                seconds = timed({"moec": lambda call=call, step=step: call.ours(step)})
+                yield Row(f"{word} {what}", floor, seconds, theirs if kind == "mla_decode" else {})
 
 
 def prefill(setting: Setting) -> Iterator[Row]:

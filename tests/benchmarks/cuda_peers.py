@@ -121,6 +121,25 @@ class Linear:
         return self.x @ self.w.T
 
 
+class Decode:
+    """Attention over latents alone: queries that are absorbed already, values that are not projected."""
+
+    def __init__(self, kernel: Kernel, batch: int, tokens: int, cached: int) -> None:
+        heads, latent, rope, seen = kernel["heads"], kernel["latent"], kernel["rope"], cached + tokens
+        q = normal(batch, tokens, heads, latent + rope)
+        caches = [normal(batch, 1, seen, width) for width in (latent, rope)]
+        mask = torch.ones(batch, seen, dtype=torch.int64, device="cuda")
+        span = torch.tensor([[0, seen]] * batch, device="cuda")
+        self.operands = [q, *caches, mask, span]
+        self.result = torch.empty(batch, tokens, heads, latent, dtype=torch.bfloat16, device="cuda")
+        self.bytes = float(sum(each.nbytes for each in (q, *caches, self.result)))
+        self.operations = 2.0 * batch * tokens * heads * seen * (2 * latent + rope)
+
+    def ours(self, step: Any) -> None:
+        """Our kernel; the result is in `result`."""
+        step(self.operands, [self.result])
+
+
 class Latent:
     """Latent attention of new tokens of some sequences after so many in the cache."""
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from command import moec, printed, refused
 
+from moec.compiler.beyond import Beyond
 from moec.compiler.conditions import Conditions
 from moec.compiler.driver import NOTHING, planned, quiet
 from moec.compiler.rooms import target_of
@@ -117,3 +118,25 @@ def test_a_broken_file_of_what_was_learned_is_refused(tmp_path: Path, log: Log) 
     assert wanted in refused("explain", tmp_path / FAMILY, "--log", log.path)
     with pytest.raises(BadHeuristics):
         plan(log)
+
+
+def test_what_a_gpu_measured_holds_for_any_number_of_threads() -> None:
+    cpu, gpu = target_of("cpu", None), target_of("cuda", "sm_90a")
+    place = {
+        (machine.name, threads): Beyond().place(Conditions(machine, threads, cold=True))
+        for machine in (cpu, gpu)
+        for threads in (1, 3)
+    }
+    assert place["cuda", 3] == place["cuda", 1] == here("sm_90a", 1, gpu.folder, gpu.processor)
+    assert place["cpu", 3] == replace(place["cpu", 1], threads=3)
+
+
+def test_a_driver_may_reserve_more_addresses_than_there_is_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr("moec.compiler.beyond.Worker", lambda *_, **rest: seen.append(rest))
+    for name, isa_ in (("cpu", None), ("cuda", "sm_90a")):
+        called = Conditions(target_of(name, isa_), 1, cold=True)
+        Beyond().judge(called, Beyond().place(called))
+    cpu, gpu = (each["memory_bytes"] for each in seen)
+    assert cpu is None
+    assert gpu >= 1 << 46

@@ -68,12 +68,21 @@ LAYERS = {
     "moe_v2_lite": (64, 1408, 2048, 6),
 }
 TINY = ("deepseek_v2_lite", "deepseek_v2", "deepseek_v3", "qwen3_moe")
-NAMES = (*REAL, *LAYERS, *(f"tiny_{family}" for family in TINY))
+# Attention over latents alone, of the heads of V3 and of V2-Lite.
+MLA = [
+    Kernel(
+        "mla_decode", (("heads", heads), ("latent", 512), ("rope", 64)), (("scale", 192**-0.5),), "f32+bf16"
+    )
+    for heads in (128, 16)
+]
+NAMES = (*REAL, *LAYERS, "mla", *(f"tiny_{family}" for family in TINY))
 
 
 def named(name: str, machine: Any) -> Iterator[Kernel]:
     """The kernels of one of NAMES."""
     if name in LAYERS:
         yield from layer(*LAYERS[name])
+    elif name == "mla":
+        yield from MLA
     else:
         yield from of_model(name, machine)

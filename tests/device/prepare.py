@@ -2,12 +2,13 @@
 benchmark of CUDA read on a machine with one:
 
     .venv/bin/python -m tests.device.prepare build/device [--of v2_lite qwen3 ..] [--kinds linear route ..]
-        [--schedules 12] [--jobs 2] [--models]
+        [--schedules 12] [--jobs 2] [--models [NAME ..]]
 
 --of: models (see kernels.NAMES). --schedules: how many more than the default, of each kernel that has a
 choice: those known from elsewhere, then neighbours of the defaults and random ones, as the rules of its space
 let them pass. What was built before, by sources that are the same, comes from the compiler's cache.
---models: also tiny models as artifacts, with float64 PyTorch's logits beside them.
+--models: also tiny models as artifacts, with float64 PyTorch's logits beside them, all of models.MODELS or
+those that are named.
 """
 
 from __future__ import annotations
@@ -48,10 +49,10 @@ def main() -> int:
     index.write(options.folder, Index(machine.sm.name, library.toolchain(machine), entries))
     build(machine, jobs, options.folder, options.jobs)
     index.write(options.folder, Index(machine.sm.name, library.toolchain(machine), entries))
-    if options.models:
+    if options.models is not None:
         from . import models
 
-        models.prepare(options.folder, machine)
+        models.prepare(options.folder, machine, options.models)
     failed = [(each, name, why) for each in entries for name, why in each.failed.items()]
     for entry, name, why in failed:
         print(f"NOT BUILT {name} ({entry.kernel}): {why}")
@@ -72,7 +73,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--schedules", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--isa", default="sm_90a")
-    parser.add_argument("--models", action="store_true")
+    parser.add_argument("--models", nargs="*", metavar="NAME")
     return parser.parse_args()
 
 

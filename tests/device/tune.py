@@ -31,7 +31,6 @@ from moec.tuning.record import Record, spelled
 from . import index
 from .index import Entry
 
-ADDRESSES = 1 << 46  # bytes: the driver reserves far more of them than there is memory
 LIMIT_S = 120  # for one trial
 
 
@@ -44,7 +43,7 @@ def main() -> int:
     settings["ahead"] = str(options.folder.absolute())
     entries = [each for each in index.chosen(known.entries, options.words) if each.others]
     end = started + 60 * options.minutes
-    with Worker(device, settings, limit_s=LIMIT_S, memory_bytes=ADDRESSES) as judge:
+    with Worker(device, settings, limit_s=LIMIT_S, memory_bytes=machine.addresses) as judge:
         judge.start()
         for number, entry in enumerate(entries):
             share = (end - time.monotonic()) / (len(entries) - number)

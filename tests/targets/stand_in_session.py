@@ -160,6 +160,22 @@ def graph(library: str) -> Any:
     return {"right": right, "cache": bench.cache(), "elapsed": elapsed()}
 
 
+def clocked(library: str) -> Any:
+    """What is counted of kernels timed one by one: calls and microseconds, before runs and after."""
+    counts = ctypes.CDLL(library).moec_counts
+    row = ctypes.c_char_p * 2, ctypes.c_uint64 * 3
+    table = type("Row", (ctypes.Structure,), {"_fields_": [("names", row[0]), ("counts", row[1])]}) * 4
+
+    def read() -> list[tuple[int, int]]:
+        rows = table()
+        counts(rows, ctypes.c_size_t(4))
+        return [(each.counts[0], each.counts[2] // 1000) for each in rows]
+
+    bench, before = Bound(open_session(library, clock="1", graph="1")), read()
+    right = [bench.step(start) for start in range(4)]
+    return {"right": right, "cache": bench.cache(), "counts": [before, read()]}
+
+
 def graph_to_host_memory(library: str) -> Any:
     """A graph cannot write what is bound on the host; without one the session can."""
     said = []

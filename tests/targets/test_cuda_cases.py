@@ -53,7 +53,7 @@ def test_the_reference_is_what_the_region_says(kernel: Kernel) -> None:
         np.testing.assert_allclose(mine, its, rtol=4e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", CACHED)
+@pytest.mark.parametrize("kind", [kind for kind in CACHED if kind in DIMS])
 def test_a_wider_mask_changes_no_result(kind: str) -> None:
     kernel = next(each for each in REGIONS if each.kind == kind)
     narrow, wide = (Sample(kernel).example(1, wider=wider, **SETTING) for wider in (0, 5))

@@ -38,12 +38,13 @@ SIZES: dict[str, dict[str, int]] = {
         **PAIRS,
         **{"width": 80, "start": 0},
     },
+    "mla_decode": {"heads": 4, "latent": 14, "rope": 8},
     "append": {"h": 2, "d": 10},
     "rotary": {"r": 10, **PAIRS},
     "attention": {"heads": 4, "groups": 2, "dk": 10, "dv": 6},
 }
 REALS = {"eps": 1e-6, "scale": 0.3}
-CACHES = ("latent_write", "latent_attention", "append", "attention")
+CACHES = ("latent_write", "latent_attention", "mla_decode", "append", "attention")
 
 
 def kernel(kind: str) -> Kernel:

@@ -194,6 +194,16 @@ def test_graphs(run: Run) -> None:
     assert lines[-1].startswith(NOTHING_LEFT)
 
 
+def test_kernels_timed_one_by_one(run: Run) -> None:
+    seen, lines = run("clocked")
+    assert seen["clocked"] == {
+        "right": [True] * 4,
+        "cache": [0, 16, 32, 48, 7, 7],
+        "counts": [[[0, 0]] * 4, [[4, 500]] * 4],
+    }
+    assert "begin capture" not in lines
+
+
 def test_a_graph_keeps_to_the_gpus_memory(run: Run) -> None:
     seen, lines = run("graph_to_host_memory", "mixed")
     refused, *well = seen["graph_to_host_memory"]

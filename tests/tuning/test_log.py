@@ -49,11 +49,27 @@ def test_schedules_by_tokens_survive_the_file(tmp_path: Path) -> None:
 
 def test_records_from_before_schedules_by_tokens_are_read() -> None:
     old = json.loads(ok(8, 0.5).line())
-    for later in ("larger", "ratios", "leads", "noise"):
+    for later in ("larger", "ratios", "leads", "noise", "settled"):
         del old[later]
     record = parse(json.dumps(old).encode())
     assert (record.schedules, record.ratios, record.leads) == ({1: {"tile": 8}}, {}, False)
     assert record.noise is None
+    assert not record.settled
+
+
+def test_records_that_come_with_moec_count_and_are_never_written(tmp_path: Path) -> None:
+    shipped = Log(tmp_path / "shipped.jsonl")
+    shipped.append(ok(8, 0.8))
+    before = shipped.path.read_bytes()
+    log = Log(tmp_path / "log.jsonl", shipped.path)
+    assert [each.schedule for each in log.ranked(KERNEL, HERE)] == [{"tile": 8}]
+    assert log.came_with_moec(log.ranked(KERNEL, HERE)[0])
+    log.append(ok(4, 0.5))
+    best = log.best(KERNEL, HERE)
+    assert best is not None
+    assert (best.schedule, log.came_with_moec(best)) == ({"tile": 4}, False)
+    assert shipped.path.read_bytes() == before
+    assert [each.schedule for each in Log(log.path).records] == [{"tile": 4}]
 
 
 def test_reals_are_not_in_the_key(tmp_path: Path) -> None:

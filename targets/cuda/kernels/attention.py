@@ -13,7 +13,7 @@ import tilelang.language as T
 from ...base import Kernel, Schedule
 from ..program import Step
 from ..sm import Sm
-from ..space_rows import LANES
+from ..widths import LANES
 
 FEW = 16  # tokens up to which keys are split among blocks
 LOG2E = 1.4426950408889634

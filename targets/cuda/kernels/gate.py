@@ -13,7 +13,7 @@ import tilelang.language as T
 from ...base import Kernel, Schedule
 from ..program import Step
 from ..sm import Sm
-from ..space_rows import LANES
+from ..widths import LANES
 from . import order, router
 
 GATE_WARPS = 4  # of a block that gates and neither counts nor sorts

@@ -7,7 +7,7 @@ import tilelang.language as T
 from ...base import Kernel, Schedule
 from ..program import Step
 from ..sm import Sm
-from ..space_rows import widest
+from ..widths import widest
 from . import attention
 
 INTERLEAVED = 0  # PAIRS of targets/regions.py; the other is halves

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from ...base import Kernel, Schedule
 from ..program import Builder, Step
 from ..sm import Sm
-from ..space_latent import tiled
-from .latent_decode import absorbed, mla_decode
+from ..widths import tiled
+from .latent_decode import absorbed
+from .latent_mla import mla_decode
 from .latent_plain import plain
 from .latent_prefill import materialised
 from .latent_write import latent_write

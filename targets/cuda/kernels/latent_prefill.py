@@ -9,23 +9,25 @@ twice is masked.
 """
 
 from collections.abc import Sequence
+from math import gcd
 from typing import Any
 
 import tilelang.language as T
 
 from ...base import Kernel, Schedule
 from ..program import Step
-from .latent_shared import BF16, F32, I64, LOG2E, LOWEST, NONE, PRELUDE, exp2, place, sizes
+from .latent_ahead import attend_ahead
+from .latent_shared import BF16, F32, I64, LOG2E, LOWEST, NEAR, NONE, PRELUDE, exp2, place, sizes
 
-EXPAND_ROWS, EXPAND_COLUMNS, EXPAND_DEPTH = 128, 128, 64
+EXPAND_ROWS, EXPAND_DEPTH = 128, 64
 
 
-def expand(kernel: Kernel) -> Any:
+def expand(kernel: Kernel, schedule: Schedule) -> Any:
     """s0 [batch, seen, heads*(nope+value)]: rows 0..end-1, the rest is undefined."""
     heads, nope, latent, value = (kernel[n] for n in ("heads", "nope", "latent", "value"))
     width = heads * (nope + value)
     batch, _, seen, room, _ = sizes()
-    rows, columns, depth = EXPAND_ROWS, EXPAND_COLUMNS, EXPAND_DEPTH
+    rows, columns, depth = EXPAND_ROWS, int(schedule["p_columns"]), EXPAND_DEPTH
 
     @T.prim_func
     def latent_expand(
@@ -91,7 +93,7 @@ def attend(kernel: Kernel, schedule: Schedule) -> Any:
     width, start = kernel["width"], kernel["start"]
     rows, keys, stages = int(schedule["p_rows"]), int(schedule["p_keys"]), int(schedule["p_stages"])
     batch, tokens, seen, room, _ = sizes()
-    wide = heads * (nope + value)
+    wide, near = heads * (nope + value), gcd(heads, NEAR)
 
     @T.prim_func
     def latent_prefill(
@@ -103,11 +105,14 @@ def attend(kernel: Kernel, schedule: Schedule) -> Any:
         y0: T.Tensor((batch, tokens, heads * value), BF16),
         scale: T.float32,
     ):
-        with T.Kernel(heads, T.ceildiv(tokens, rows), batch, threads=rows * 2, prelude=PRELUDE) as (
-            h,
+        with T.Kernel(
+            near, T.ceildiv(tokens, rows), batch * (heads // near), threads=rows * 2, prelude=PRELUDE
+        ) as (
+            of_near,
             late,
-            b,
+            others,
         ):
+            b, h = others // (heads // near), others % (heads // near) * near + of_near
             q_plain = T.alloc_shared((rows, nope), BF16)
             q_turned = T.alloc_shared((rows, rope), BF16)
             k_plain = T.alloc_shared((keys, nope), BF16)
@@ -181,8 +186,9 @@ def attend(kernel: Kernel, schedule: Schedule) -> Any:
 
 def materialised(kernel: Kernel, schedule: Schedule, when: str) -> Sequence[Step]:
     """latent_attention where `when` holds."""
+    alone = attend if schedule["p_way"] == "plain" else attend_ahead
     return [
-        Step(expand(kernel), when, overlap=True),
+        Step(expand(kernel, schedule), when, overlap=True),
         Step(turn(kernel), when, overlap=True),
-        Step(attend(kernel, schedule), when, overlap=True),
+        Step(alone(kernel, schedule), when, overlap=True),
     ]

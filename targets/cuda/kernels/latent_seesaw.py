@@ -19,10 +19,9 @@ import tilelang.language as T
 
 from ...base import Kernel, Schedule
 from ..sm import Sm
+from .latent_pieces import KEYS, PIECE, ROWS, tools
 from .latent_shared import BF16, F32, LOG2E, LOWEST, PRELUDE, exp2, grid_blocks
 
-ROWS = KEYS = 64
-PIECE = 64  # columns of a tile that are waited for together
 GROUP = 128
 
 
@@ -32,38 +31,7 @@ def seesaw(kernel: Kernel, schedule: Schedule, sm: Sm, split: bool, parts: Any) 
     half = latent // 2
     pieces = half // PIECE
 
-    @T.macro
-    def load(cache, b, at, column, to, ready):
-        """Columns of one half of a tile, piece by piece; by a warpgroup."""
-        for j in T.unroll(pieces):
-            T.tma_copy(
-                cache[b, 0, at : at + KEYS, column + j * PIECE : column + (j + 1) * PIECE],
-                to[:, j * PIECE : (j + 1) * PIECE],
-                barrier=ready[j],
-            )
-            T.barrier_arrive(ready[j])
-
-    @T.macro
-    def score(q, tile, ready, phase, scores, fresh):
-        """scores += q tile^T over one half, as its pieces arrive."""
-        for j in T.unroll(pieces):
-            T.barrier_wait(ready[j], phase)
-            T.wgmma_gemm(
-                q[:, j * PIECE : (j + 1) * PIECE],
-                tile[:, j * PIECE : (j + 1) * PIECE],
-                scores,
-                transpose_B=True,
-                clear_accum=(fresh and j == 0),
-            )
-
-    @T.macro
-    def hide(scores, first, at, row, old):
-        """Keys of the tile before, or that a row must not see."""
-        if first + KEYS > old:
-            for i, j in T.Parallel(ROWS, KEYS):
-                scores[i, j] = T.if_then_else(
-                    T.And(at + j >= first, at + j <= old + (row + i) // heads), scores[i, j], -T.infinity(F32)
-                )
+    load, score, hide = tools(heads, half)
 
     @T.macro
     def body(q, latents, rotated, span, mixed, weights, scale, batch, tokens, seen):

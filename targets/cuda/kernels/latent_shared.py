@@ -7,6 +7,7 @@ import tilelang.language as T
 BF16, F32, I64 = "bfloat16", "float32", "int64"
 INTERLEAVED, HALVES, NONE = 0, 1, 2  # targets/regions.py PAIRS
 LOG2E = 1.4426950408889634
+NEAR = 4  # heads whose keys and values are read at a time, so that the cache before memory holds them
 LOWEST = -1e30  # below any score, yet differences of two of them are numbers
 
 # exp2f keeps denormal results by three more instructions; weights that small do not matter.

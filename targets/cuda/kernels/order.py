@@ -12,7 +12,7 @@ import tilelang.language as T
 from ...base import Kernel, Schedule
 from ..program import Step
 from ..sm import Sm
-from ..space_rows import LANES
+from ..widths import LANES
 
 FEW = 512  # slots that one block compares each with each
 BLOCK = 512  # its threads

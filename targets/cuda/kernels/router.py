@@ -7,7 +7,7 @@ import tilelang.language as T
 
 from ...base import Kernel, Schedule
 from ..program import Step
-from ..space_rows import LANES, TILE_K, TILE_M, widest
+from ..widths import LANES, TILE_K, TILE_M, widest
 
 
 def parts_of(kernel: Kernel, schedule: Schedule) -> int:

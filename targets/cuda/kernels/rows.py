@@ -11,7 +11,7 @@ import tilelang.language as T
 from ...base import Kernel, Schedule
 from ..program import Step
 from ..sm import Sm
-from ..space_rows import LANES, norm_vector, widest
+from ..widths import LANES, norm_vector, widest
 
 ANGLE_TOKENS = 32  # tokens of a sequence whose angles one block makes
 

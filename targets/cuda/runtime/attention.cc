@@ -70,6 +70,23 @@ void latent_attention(Call& call) {
   run(call, {batch * tokens, batch, tokens, seen, room}, batch * tokens, {y});
 }
 
+// --- mla_decode: q [B, T, heads, c+r] in the space of latents, the caches, mask, span -> [B, T, heads, c] -----
+
+enum MlaDim { MLA_HEADS, MLA_LATENT, MLA_ROPE };
+
+void mla_decode(Call& call) {
+  if (!has_rank(call, 0, 4) || !has_rank(call, 1, 4) || !has_rank(call, 3, 2)) return;
+  const int64_t *dims = call.row.dims, batch = call.in(0).shape[0], tokens = call.in(0).shape[1];
+  const int64_t seen = call.in(3).shape[1], room = call.in(1).shape[2], heads = dims[MLA_HEADS];
+  if (!fits(call, tokens, seen, room) || !has_width(call, 0, dims[MLA_LATENT] + dims[MLA_ROPE]) ||
+      !holds(call, 0, batch * tokens * heads * (dims[MLA_LATENT] + dims[MLA_ROPE])) ||
+      !holds(call, 1, batch * room * dims[MLA_LATENT]) || !holds(call, 2, batch * room * dims[MLA_ROPE]) ||
+      !holds(call, 4, batch * 2))
+    return;
+  void* y = call.out(0, {batch, tokens, heads, dims[MLA_LATENT]});
+  run(call, {batch * tokens, batch, tokens, seen, room}, batch * tokens, {y});
+}
+
 // --- rotary: x [B, N, T, r], cos and sin [B, T, r/2]. Its m are the rows of x, B*N*T. ------------------------
 
 void rotary(Call& call) {
@@ -112,6 +129,7 @@ namespace kind {
 extern const Kind latent_write = {"latent_write", 8, 8, 2, write_inputs, halves, moec::latent_write,
                                   in_place<PAST_LATENT, 0, PAST_KEYS, 1>};
 extern const Kind latent_attention = {"latent_attention", 8, 8, 1, latent_inputs, halves, moec::latent_attention};
+extern const Kind mla_decode = {"mla_decode", 5, 5, 1, attention_inputs, halves, moec::mla_decode};
 extern const Kind append = {"append", 4, 4, 1, append_inputs, halves, moec::append, in_place<PAST, 0>};
 extern const Kind rotary = {"rotary", 3, 3, 1, rotary_inputs, halves, moec::rotary};
 extern const Kind attention = {"attention", 5, 5, 1, attention_inputs, halves, moec::attention};

@@ -112,6 +112,14 @@ void mark_stop(cuda::Stream stream) {
   if (has_events()) cuda::driver.record(last, stream);
 }
 
+float elapsed_us() {
+  Lock lock(marking);
+  cuda::Current current;
+  float ms = 0;
+  if (!first || !last || cuda::driver.wait_host(last) || cuda::driver.elapsed(&ms, first, last)) return -1;
+  return ms * 1000;
+}
+
 }  // namespace moec
 
 // Runs kernel `row` of the table on a stream of the first GPU's primary context; asynchronous. Null, or a sentence that
@@ -136,11 +144,4 @@ EXPORT const char* moec_launch(size_t row, size_t inputs, const MoecTensor* x, s
 }
 
 // What the GPU took for the last run or replay of a session, in microseconds; waits for it. -1 when there was none.
-EXPORT float moec_elapsed_us() {
-  using namespace moec;
-  Lock lock(marking);
-  cuda::Current current;
-  float ms = 0;
-  if (!first || !last || cuda::driver.wait_host(last) || cuda::driver.elapsed(&ms, first, last)) return -1;
-  return ms * 1000;
-}
+EXPORT float moec_elapsed_us() { return moec::elapsed_us(); }

@@ -75,9 +75,10 @@ OrtStatus* option(const OrtSessionOptions* options, const char* key, bool* on) {
 
 OrtStatus* create(OrtEpFactory*, const OrtHardwareDevice* const*, const OrtKeyValuePairs* const*, size_t,
                   const OrtSessionOptions* options, const OrtLogger*, OrtEp** made) {
-  bool graphs = false;
+  bool graphs = false, clocked = false;
   if (OrtStatus* status = option(options, "ep.moeccudaexecutionprovider.graph", &graphs)) return status;
-  return make_provider(graphs, made);
+  if (OrtStatus* status = option(options, "ep.moeccudaexecutionprovider.clock", &clocked)) return status;
+  return make_provider(graphs && !clocked, clocked, made);
 }
 
 OrtStatus* create_stream(OrtEpFactory*, const OrtMemoryDevice*, const OrtKeyValuePairs*, OrtSyncStreamImpl** made) {

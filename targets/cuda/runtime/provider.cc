@@ -31,12 +31,13 @@ void describe(Provider& p) {
 
 }  // namespace
 
-OrtStatus* make_provider(bool graphs, OrtEp** made) {
+OrtStatus* make_provider(bool graphs, bool clocked, OrtEp** made) {
   cuda::Current current;
   auto* p = static_cast<Provider*>(calloc(1, sizeof(Provider)));
   if (!p) return ort::CreateStatus(ort::kFail, "moec: out of memory");
   describe(*p);
   p->graphs = graphs;
+  p->clocked = clocked;
   p->states = static_cast<State*>(calloc(row_count + 1, sizeof(State)));
   p->device = Pool::make(false);
   p->host = Pool::make(true);

@@ -30,6 +30,7 @@ struct Provider : OrtEp {
   Queue queue;
   Pool *device, *host;
   bool graphs;
+  bool clocked;  // each kernel by itself
   OrtKernelRegistry* registry;
   State* states;  // one for every row, and one for copies
   Captured* captured;
