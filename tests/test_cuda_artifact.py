@@ -11,6 +11,7 @@ import models
 import numpy as np
 import pytest
 import torch
+from benchmarks import hollow, hollow_make
 from command import printed, refused
 
 from moec.compiler import compile_model, load
@@ -122,3 +123,19 @@ def test_the_key_of_cached_code_depends_on_the_tools_that_write_it(monkeypatch: 
     monkeypatch.setattr("moec.compiler.library.versions", other)
     after = [cached(each, (kernel, {1: {}})) for each in (cuda, cpu)]
     assert [a == b for a, b in zip(before, after)] == [False, True]
+
+
+def test_a_hollow_artifact_is_filled_where_it_runs(tmp_path: Path, home: Path) -> None:
+    models.config("deepseek_v3").save_pretrained(tmp_path / "hub")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hollow_make, "LARGE", 256)
+        hollow_make.make(tmp_path / "hub", tmp_path / "hollow", "cuda", "sm_90a")
+    missing = {place.file for place in hollow.places_of(tmp_path / "hollow")}
+    assert missing
+    assert not any((tmp_path / "hollow" / name).exists() for name in missing)
+    size = hollow.fill(tmp_path / "hollow", tmp_path / "whole")
+    assert size <= sum((tmp_path / "whole" / name).stat().st_size for name in missing)
+    loaded = load(tmp_path / "whole", verify="size", kernels=False)
+    logits = loaded.logits(models.tokens(1, 5).numpy())
+    assert np.isfinite(logits).all()
+    assert logits.std() > 0.1

@@ -163,22 +163,3 @@ class Driver:
 def driver() -> Driver:
     """This process's driver. Raises CudaError where there is none, or no GPU."""
     return Driver()
-
-
-def read_bandwidth(size: int = 1 << 30, runs: int = 10) -> float:
-    """Bytes per second that the GPU's memory moves: a copy of so many bytes reads and writes each of them."""
-    gpu = driver()
-    first, second = gpu.allocate(size), gpu.allocate(size)
-    try:
-        stream, events = gpu.stream(), (gpu.event(), gpu.event())
-        gpu.fill(first, 1, size, stream)
-        for _ in range(2):
-            gpu.copy(second, first, size, stream)  # the clocks rise
-        gpu.record(events[0], stream)
-        for _ in range(runs):
-            gpu.copy(second, first, size, stream)
-        gpu.record(events[1], stream)
-        return 2 * size * runs / gpu.seconds(*events)
-    finally:
-        gpu.free(first)
-        gpu.free(second)

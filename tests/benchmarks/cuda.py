@@ -63,6 +63,7 @@ class Setting:
     log: Log | None
     place: Any
     ceilings: Ceilings
+    compiled: bool = True  # whether torch.compile takes part: it takes ten seconds for each row
 
     def ours(self, entry: Entry) -> Ours:
         """A kernel ready to be called."""
@@ -119,7 +120,8 @@ def moe(setting: Setting) -> Iterator[Row]:
                 steps = [setting.ours(each) for each in entries if each]
                 contenders["moec"] = lambda call=call, steps=steps: call.ours(*steps)
             contenders["torch._grouped_mm"] = call.eager
-            contenders["the same, compiled"] = call.compiled
+            if setting.compiled:
+                contenders["the same, compiled"] = call.compiled
             floor = setting.ceilings.floor(call.bytes, call.operations)
             what = f"{name} T={count}, {call.active} experts"
             yield Row(what, floor, compared(what, call, contenders), {"SGLang": SGLANG[name][place] / 1e6})
@@ -197,13 +199,15 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("sections", nargs="*", choices=[[], *SECTIONS])
     parser.add_argument("--log", type=Path)
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     torch.set_grad_enabled(False)
     machine, limits = target.target(), ceilings()
     place = here(machine.capabilities.name, 1, machine.folder, machine.processor)
     log = Log(options.log) if options.log else None
-    setting = Setting(options.folder, index.read(options.folder), log, place, limits)
+    known = index.read(options.folder)
+    setting = Setting(options.folder, known, log, place, limits, not options.no_compile)
     print(f"{machine.processor}: {limits.read / 1e12:.2f} TB/s, {limits.operations / 1e12:.0f} TFLOP/s bf16")
     found: list[dict[str, Any]] = [{"device": machine.processor, **vars(limits)}]
     for name in options.sections or SECTIONS:
