@@ -1,6 +1,6 @@
 """Schedules of products with weights: one family of kernels for few tokens, one for many.
 
-The knob `path` says which; what only the other one reads stays at its first value.
+The knob `path` says which; what only the other one reads says nothing.
 """
 
 from __future__ import annotations
@@ -28,11 +28,7 @@ def space(kernel: Kernel, sm: Sm) -> Space:
 
     def fits(schedule: Schedule) -> str | None:
         path = str(schedule["path"])
-        own = {knob: schedule[knob] for knob in spaces[path].choices}
-        moved = [knob for knob, value in others[path].items() if schedule[knob] != value]
-        if moved:
-            return f"{', '.join(moved)} say nothing where path={path}: they stay at {others[path]}"
-        return spaces[path].objection(own)
+        return spaces[path].objection({knob: schedule[knob] for knob in spaces[path].choices})
 
     def default(tokens: int) -> Schedule:
         possible = [path for path in PATHS if not spaces[path].objection(serving(spaces[path], tokens))]
@@ -40,10 +36,11 @@ def space(kernel: Kernel, sm: Sm) -> Space:
         return whole(path, serving(spaces[path], tokens))
 
     rules: tuple[Rule, ...] = (fits,)
+    ones = [(path, each) for path, own in spaces.items() for each in (*own.defaults.values(), *own.known)]
     return Space(
         choices={"path": tuple(PATHS), **{k: v for each in spaces.values() for k, v in each.choices.items()}},
         default=default(BUCKETS[0]),
-        known=[whole(path, each) for path, own in spaces.items() for each in own.known],
+        known=[whole(path, each) for path, each in ones if not spaces[path].objection(each)],
         rules=rules,
         larger={first: default(first) for first in BUCKETS[1:]},
     )

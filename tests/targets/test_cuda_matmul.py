@@ -74,7 +74,6 @@ def test_rows_of_no_whole_16_bytes_stay_off_them() -> None:
         ({"t_rows": 256}, "t_rows=256 is not 64, 128 or 192"),
         ({"t_stages": 8}, "bytes of shared memory"),
         ({"t_rows": 192, "t_cols": 128, "t_stages": 2}, "registers a thread"),
-        ({"v_split": 2}, "v_split say nothing where path=gemm"),
         ({"t_split": 2}, "t_split=2 is not among [1]"),
     ],
 )
