@@ -52,7 +52,7 @@ class Judge:
 
     interrupt_at: int | None = None  # so many schedules seen
 
-    def __init__(self, device: str, options: Any, builders: int) -> None:
+    def __init__(self, device: str, options: Any, memory_bytes: int | None, builders: int) -> None:
         self.known: list[str] = []
 
     def start(self) -> None: ...
