@@ -21,6 +21,8 @@ from .measure import LEAST_GAIN, Judge, Measurement, Renews, bucket_of, by_bucke
 from .record import Record, by_speed, standing
 from .transfer import admitted
 
+PROCESSES = 3  # in which a winner has to win against the default
+
 
 class Contest:
     """The schedules of one kernel, as far as the log knows them, and those that enter now."""
@@ -114,26 +116,36 @@ class Contest:
         return record
 
     def _settle(self, best: Record) -> None:
-        """Races the best with the default in a process of its own, and keeps it for the buckets it wins.
+        """Races the best with the default in processes of their own, and keeps it for the buckets it wins.
 
         A process that has measured for minutes has other memory and other neighbours than one that serves a
-        model; and the best of many is the luckiest of them.
+        model; where memory lies differs between processes too; and the best of many is the luckiest of them.
         """
-        if isinstance(self.judge, Renews):
-            self.judge.renew()
-        default = self.space.defaults
-        seen = self.judge.trial(self.kernel, best.schedules, default)
-        if seen.status != "ok" or seen.against is None:
-            self.log.append(replace(self._record(best.schedules, seen), settled=True))
-            return self._read()
-        ratios = {first: each.value for first, each in by_bucket(seen.samples, seen.against).items()}
-        kept = spliced(default, best.schedules, [f for f in ratios if ratios[f] < 1], ratios)
+        default, races = self.space.defaults, list[Mapping[int, float]]()
+        for _ in range(PROCESSES if isinstance(self.judge, Renews) else 1):
+            if isinstance(self.judge, Renews):
+                self.judge.renew()
+            seen = self.judge.trial(self.kernel, best.schedules, default)
+            if seen.status != "ok" or seen.against is None:
+                self.log.append(replace(self._record(best.schedules, seen), settled=True))
+                return self._read()
+            each = by_bucket(seen.samples, seen.against)
+            races.append({first: ratio.value for first, ratio in each.items()})
+        ratios = {first: geometric_mean(race[first] for race in races) for first in races[0]}
+        wins = [first for first in ratios if max(race[first] for race in races) < 1]
+        kept = spliced(default, best.schedules, wins, ratios)
         if self.space.objection_to(kept):  # it lays out weights in another way: all of it, or nothing
-            kept = best.schedules if geometric_mean(ratios.values()) < 1 else default
+            whole = max(geometric_mean(race.values()) for race in races) < 1
+            kept = best.schedules if whole else default
+        self._settled(best, seen, ratios, kept)
+
+    def _settled(self, best: Record, seen: Measurement, ratios: Mapping[int, float], kept: Schedules) -> None:
+        """Logs what the last races came to: what is kept, and a best that is not as withdrawn."""
+        assert seen.against is not None
         if merged(kept) != merged(best.schedules):
             self.log.append(replace(self._record(best.schedules, seen, ratios), settled=True))
             ratios = {first: min(ratio, 1.0) for first, ratio in ratios.items()}
-        if merged(kept) != default:
+        if merged(kept) != self.space.defaults:
             noise = compare(seen.samples, seen.against).noise
             record = self._record(kept, seen, ratios, leads=True, beats=True)
             self.log.append(replace(record, noise=noise, settled=True))

@@ -23,7 +23,7 @@ The fields of a line, schema 1. Those marked + came later: a line without them i
     ratios +     {tokens: ratio} in the bucket that begins at so many tokens
     leads +      whether it won against the best of its layout of weights
     noise +      half the width of ratio's confidence interval, as a fraction of ratio; null if unknown
-    settled +    whether this is the last race of a search: against the default, in a process of its own
+    settled +    whether this is of the last races of a search: against the default, in fresh processes
 
 kernel, fingerprint and profile are the key. Of a kernel's records that beat, the least ratio is best; ties go
 by the schedule and then by the whole line, so that it does not matter in which order logs are merged. Of

@@ -264,7 +264,7 @@ def test_the_winner_is_settled_in_a_process_of_its_own(log: Log) -> None:
     gain = by({(2, 8): dict.fromkeys(BUCKETS, 0.5)})
     machine = Aged(gain, fresh=by({(2, 8): dict.fromkeys(BUCKETS, 0.9)}))
     entered(log, machine, one(1), one(2)).end()
-    assert machine.renewed == 1
+    assert machine.renewed == 3
     assert chosen(log).schedules == one(2)
     assert chosen(log).gain == pytest.approx(1 / 0.9, rel=0.02)
     assert [record.settled for record in log.records] == [False, False, True, False]
@@ -284,6 +284,16 @@ def test_it_keeps_only_the_buckets_that_it_wins_then(log: Log) -> None:
     entered(log, machine, one(1), one(2)).end()
     assert chosen(log).schedules == {1: one(1)[1], 257: one(2)[1]}
     assert chosen(log).gains == pytest.approx({1: 1, 257: 2}, rel=0.02)
+
+
+def test_it_has_to_win_in_every_process(log: Log) -> None:
+    class Lucky(Aged):
+        def renew(self) -> None:
+            super().renew()
+            self.cost = by({(2, 8): dict.fromkeys(BUCKETS, 1.05 if self.renewed == 3 else 0.8)})
+
+    entered(log, Lucky(by({(2, 8): {1: 0.5}})), one(1), one(2)).end()
+    assert chosen(log).why == "default"
 
 
 def test_another_layout_is_kept_or_withdrawn_as_a_whole(log: Log) -> None:
