@@ -121,9 +121,9 @@ def test_a_trial_that_takes_three_workers_down_is_given_up(tmp_path: Path, place
 def test_a_device_is_one_fleets_at_a_time(
     tmp_path: Path, place: Fingerprint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fleet, "START_SECONDS", 1)
     with joined(tmp_path, place, "gpu:H200") as first, joined(tmp_path, place, "gpu:H200") as second:
         first.start()
+        monkeypatch.setattr(fleet, "START_SECONDS", 1)
         with pytest.raises(NoFleet, match="1 are in use or do not start"):
             second.start()
 
