@@ -28,7 +28,7 @@ class Conditions:
 
     def profile(self, kernel: Kernel) -> str:
         """Their name in the key of a kernel's records."""
-        chosen = self.trace.name if self.trace and self.machine.suits(kernel, self.trace) else PROFILE
+        chosen = self.trace.name if self.trace and self.trace.times(kernel) else PROFILE
         return chosen if self.cold else f"{chosen} warm"
 
     @property
@@ -45,7 +45,7 @@ def conditions(
     Raises BadTrace where that is none, or not of this model.
     """
     trace = routing.read(path) if path else None
-    if trace and not any(machine.suits(kernel, trace) for kernel in kernels):
+    if trace and not any(map(trace.times, kernels)):
         dims = [dict(kernel.dims) for kernel in kernels]
         routing.expect(trace, [(sizes["experts"], sizes["share"]) for sizes in dims if "share" in sizes])
     return Conditions(machine, threads, machine.is_cold(costs.stored_bytes(graph)), trace, path)

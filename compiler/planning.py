@@ -108,7 +108,7 @@ def _search(
             trial = f"tune: {step.kernel}, trial {step.trials}, {step.gain:.2f}x the default's speed"
             progress(trial, step.number - 1, step.kernels)
 
-    weights = {kernel: count * conditions.machine.work(kernel) for kernel, count in known.uses.items()}
+    weights = {kernel: count * kernel.work for kernel, count in known.uses.items()}
     with beyond.judge(conditions, known.place) as judge:
         judge.start()  # the budget is for trials
         return beyond.tune(

@@ -65,6 +65,13 @@ class Kernel:
         """How the cache that it reads or writes is stored."""
         return self.dtype.partition("+")[2] or "f32"
 
+    @property
+    def work(self) -> float:
+        """Multiply-adds for one token, about: what it weighs when time to tune is shared out."""
+        sizes = dict(self.dims)
+        width = sizes["heads"] * sizes["latent"] if "latent" in sizes else sizes.get("k", 1)
+        return float(width * sizes.get("n", 64) * sizes.get("share", 1))
+
     def __str__(self) -> str:
         return " ".join((self.kind, *(f"{name}={size}" for name, size in self.dims), self.dtype))
 

@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from .base import Kernel
+
 ZIPF = 1.0  # the exponent: the second most popular expert is chosen half as often as the first
 MOST_BYTES = 1 << 30  # of a recording
 
@@ -61,6 +63,11 @@ class Trace:
         """
         shared = share - self.ids.shape[1]
         return 0 <= shared < experts and bool(self.ids.max() < experts - shared)
+
+    def times(self, kernel: Kernel) -> bool:
+        """Whether a kernel is to be timed with it."""
+        sizes = dict(kernel.dims)
+        return "share" in sizes and self.suits(sizes["experts"], sizes["share"])
 
     def draw(self, random: Random, tokens: int, experts: int, share: int) -> Ids:
         """i64 [tokens, share]: rows of it, and the shared experts; in turns onto fewer experts, if so."""

@@ -45,7 +45,7 @@ def draws(kernel: Kernel, case: Case, trace: str) -> Mapping[str, Draw]:
     if not case.routed:
         return {"": routing.even}
     found = recorded(trace) if trace else None
-    if found and found.suits(kernel["experts"], kernel["share"]):
+    if found and found.times(kernel):
         return {"trace": found.draw}
     return {"": routing.even, "zipf": routing.zipf}
 

@@ -13,7 +13,6 @@ from ...passes.layout import Layout
 from ...passes.precision import POLICIES, Policy
 from .. import native, regions
 from ..base import CannotBuild, Capabilities, Emitted, Kernel, Schedule, Schedules, Space
-from ..routing import Trace
 from . import build, isa, lower, memory, space, table
 from .pipeline import PASSES
 
@@ -98,20 +97,9 @@ class Target:
         """The kernel's operator in onnxruntime."""
         return table.op_name(kernel, schedules)
 
-    def work(self, kernel: Kernel) -> float:
-        """Multiply-adds for one token, about: what a kernel weighs when time to tune is shared out."""
-        sizes = dict(kernel.dims)
-        width = sizes["heads"] * sizes["latent"] if "latent" in sizes else sizes.get("k", 1)
-        return float(width * sizes.get("n", 64) * sizes.get("share", 1))
-
     def is_cold(self, weights: float) -> bool:
         """Whether a model of so many bytes finds its weights in memory when it comes to them again."""
         return memory.is_cold(weights)
-
-    def suits(self, kernel: Kernel, trace: Trace) -> bool:
-        """Whether a kernel is to be timed with that recorded routing."""
-        sizes = dict(kernel.dims)
-        return "share" in sizes and trace.suits(sizes["experts"], sizes["share"])
 
     def sharers(self, threads: int) -> int:
         """How many of so many threads share a kernel's work, so that its time depends on it."""

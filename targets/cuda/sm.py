@@ -26,7 +26,8 @@ class Sm:
         return self.name
 
 
-# H100 and H200 (SXM): limits by the CUDA programming guide, counts as the H200 tells.
+# The H200, and by its compute capability the H100, which was not tried: limits by the CUDA programming guide,
+# counts as the H200 tells.
 SMS = (Sm("sm_90a", 9, 0, 227 << 10, 65536, 132, 60 << 20),)
 
 MAJOR, MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR

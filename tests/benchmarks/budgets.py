@@ -46,12 +46,12 @@ def main() -> None:
             plans.append(planned(front, log, Budget.parse(budget), called, quiet))
             print(f"{budget}: {time.perf_counter() - started:.0f} s, {len(log.records)} records", flush=True)
     uses = Counter(front.kernels.values())
-    total = sum(count * machine.work(kernel) for kernel, count in uses.items())
+    total = sum(count * kernel.work for kernel, count in uses.items())
     sums = [0.0, 0.0, 0.0]
     with Worker(*called.device) as judge:
         judge.start()
         for kernel, choice in plans[0].items():
-            share, row = uses[kernel] * machine.work(kernel) / total, (1.0, 1.0, 1.0)
+            share, row = uses[kernel] * kernel.work / total, (1.0, 1.0, 1.0)
             if choice.schedules != plans[1][kernel].schedules:
                 seen = judge.trial(kernel, choice.schedules, plans[1][kernel].schedules)
                 assert seen.against is not None, seen.reason
