@@ -10,10 +10,10 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from ...compiler.ir import Array
+from .. import cases_bf16 as cases
 from .. import sample
 from ..base import Kernel
 from ..cases import Draw, operands
-from . import cases
 from .buffers import MARGIN, Buffer, placed
 from .driver import Driver
 

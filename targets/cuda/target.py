@@ -11,9 +11,9 @@ from ...compiler.ir import Node
 from ...compiler.pipeline import Pass
 from ...passes.layout import Layout
 from ...passes.precision import ALL_BF16, Policy
+from .. import bf16
 from ..base import CannotBuild, Capabilities, Emitted, Kernel, Schedule, Schedules, Space
-from . import build, driver, lower, memory, sm, space, table
-from .pipeline import PASSES
+from . import build, driver, memory, sm, space, table
 
 # What to do about an artifact that this machine does not run.
 REMEDY = "run it where such a GPU is; load it with kernels=False for its standard ops, which are slow"
@@ -80,24 +80,24 @@ class Target:
 
     @property
     def passes(self) -> tuple[Pass, ...]:
-        return PASSES
+        return bf16.PASSES
 
     @property
     def formats(self) -> Mapping[str, Sequence[str]]:
         """The formats of weights that the kernels of each kind read."""
-        return lower.FORMATS
+        return bf16.FORMATS
 
     def kernel_of(self, region: Node) -> Kernel:
         """The kernel a region asks for."""
-        return lower.kernel_of(region)
+        return bf16.kernel_of(region)
 
     def space(self, kernel: Kernel) -> Space:
         """Every schedule worth trying."""
         return space.space(kernel, self.sm)
 
     def layout_of(self, kernel: Kernel, schedule: Schedule) -> Mapping[int, Layout]:
-        """How the kernel wants its weights, by operand."""
-        return lower.layout_of(kernel, schedule)
+        """Weights lie as they are stored: rows of one after the other."""
+        return {}
 
     def op_name(self, kernel: Kernel, schedules: Schedules) -> str:
         """The kernel's operator in onnxruntime."""

@@ -20,8 +20,8 @@ from moec.compiler.pipeline import run
 from moec.compiler.text import show
 from moec.passes.activations import NarrowActivations
 from moec.passes.partition import Cluster, region
+from moec.targets.bf16 import EITHER, WIDE_OPERANDS, WIDE_RESULTS
 from moec.targets.cpu.pipeline import PASSES
-from moec.targets.cuda.lower import EITHER, WIDE_OPERANDS, WIDE_RESULTS
 
 NARROW = NarrowActivations(WIDE_OPERANDS, WIDE_RESULTS, EITHER)
 X = INPUT(name="x", dtype="f32", shape=(B, T, HIDDEN))

@@ -12,9 +12,9 @@ from moec.compiler.ops.sources import INPUT
 from moec.compiler.pipeline import run
 from moec.passes.partition import Partition
 from moec.passes.spans import AddSpans, read_ids
+from moec.targets.bf16 import SPANNED
 from moec.targets.claims import CLAIMS
 from moec.targets.cpu.pipeline import PASSES
-from moec.targets.cuda.lower import SPANNED
 from moec.targets.lookups import LOOKUPS
 
 MASK = INPUT(name="mask", dtype="i64", shape=(B, T))

@@ -13,9 +13,8 @@ from moec.compiler.pipeline import run
 from moec.passes.caches import NarrowCaches
 from moec.passes.precision import ALL_BF16, Precision
 from moec.targets.base import Kernel
-from moec.targets.cuda.cases import CACHED, Sample
-from moec.targets.cuda.lower import DIMS, FORMATS, kernel_of
-from moec.targets.cuda.pipeline import PASSES
+from moec.targets.bf16 import DIMS, FORMATS, PASSES, kernel_of
+from moec.targets.cases_bf16 import CACHED, Sample
 
 GRAPHS = [
     run(graph, (NarrowCaches(), *PASSES, Precision(ALL_BF16, FORMATS, "bf16")))[0]

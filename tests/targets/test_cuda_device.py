@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from moec.compiler.ir import Array
+from moec.targets import cases_bf16 as cases
 from moec.targets.base import Kernel
-from moec.targets.cuda import calls, cases, device
+from moec.targets.checks import checked, tokens
+from moec.targets.cuda import calls, device
 from moec.targets.cuda.buffers import Buffer, placed
 from moec.targets.cuda.calls import Calls, results_of
-from moec.targets.cuda.device import Bench, Device, checked, tokens
+from moec.targets.cuda.device import Bench, Device
 from moec.targets.routing import even
 
 GATE = {"groups": 1, "keep": 1, "sigmoid": 0, "top2": 0, "normalise": 1, "bias": 0, "shared": 0}

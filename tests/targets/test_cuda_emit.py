@@ -20,10 +20,9 @@ from moec.compiler.pipeline import run
 from moec.passes.caches import NarrowCaches
 from moec.passes.precision import ALL_BF16, Precision
 from moec.targets.base import CannotBuild, Emitted, Kernel, Schedule
+from moec.targets.bf16 import FORMATS, PASSES, kernel_of
 from moec.targets.cuda import build, sm
 from moec.targets.cuda.bundle import from_bytes
-from moec.targets.cuda.lower import FORMATS, kernel_of
-from moec.targets.cuda.pipeline import PASSES
 from moec.targets.cuda.space import space
 from moec.targets.cuda.table import table
 from moec.targets.cuda.target import Target

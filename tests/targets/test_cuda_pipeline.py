@@ -18,8 +18,7 @@ from moec.compiler.source import resolve
 from moec.compiler.trace import Traced, trace
 from moec.passes.caches import NarrowCaches
 from moec.passes.precision import ALL_BF16, Precision
-from moec.targets.cuda.lower import FORMATS, SPANNED, WIDE_OPERANDS, WIDE_RESULTS, kernel_of
-from moec.targets.cuda.pipeline import PASSES
+from moec.targets.bf16 import FORMATS, PASSES, SPANNED, WIDE_OPERANDS, WIDE_RESULTS, kernel_of
 
 LATENT = ("deepseek_v2_lite", "deepseek_v2", "deepseek_v3")
 EVERY = (NarrowCaches(), *PASSES, Precision(ALL_BF16, FORMATS, "bf16"))

@@ -1,4 +1,4 @@
-"""Kernels of the CUDA target tried alone: operands as the GPU gets them, and what must come out.
+"""Kernels on bf16 tried alone: operands as a device gets them, and what must come out.
 
     sample = Sample(kernel)
     example = sample.example(rows=4)                                        # kinds that go row by row
@@ -27,12 +27,12 @@ from typing import Any
 
 import numpy as np
 
-from ...compiler.ir import DTYPES, Array
-from ...compiler.ops.cache import POSITIONS, SPAN
-from .. import cases, cases_attention
-from ..base import Kernel
-from ..cases import Case, Draw, Feeds, Random, operands, uniform
-from .lower import SPANNED, WIDE_OPERANDS, WIDE_RESULTS
+from ..compiler.ir import DTYPES, Array
+from ..compiler.ops.cache import POSITIONS, SPAN
+from . import cases, cases_attention
+from .base import Kernel
+from .bf16 import SPANNED, WIDE_OPERANDS, WIDE_RESULTS
+from .cases import Case, Draw, Feeds, Random, operands, uniform
 
 BF16, F32, I64 = DTYPES["bf16"], DTYPES["f32"], DTYPES["i64"]
 
@@ -159,7 +159,7 @@ class Sample:
 
     @cached_property
     def weights(self) -> Mapping[int, Array]:
-        """Weights by operand, as the GPU gets them: bf16 for products and tables, else f32."""
+        """Weights by operand, as the device gets them: bf16 for products and tables, else f32."""
         places = self.case.weights(self.kernel, np.random.default_rng(self.seed))
         narrow = self.kernel.weights == "bf16"
         shifted = {spanned(self.kernel, i): w for i, w in places.items()}

@@ -1,13 +1,22 @@
-"""From a region to a CUDA kernel: what of it is bf16, which formats weights have, and how they lie."""
+"""What targets with memory of their own have in common: every node of a model becomes a kernel, in bf16.
+
+Which numbers stay f32 is said here, by kind of kernel; cases_bf16.py tries such kernels alone.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ...compiler.ir import Node
-from ...passes.layout import Layout
-from .. import regions
-from ..base import Kernel, Schedule
+from ..compiler.ir import Node
+from ..compiler.pipeline import Pass
+from ..passes.activations import NarrowActivations
+from ..passes.partition import Partition
+from ..passes.spans import AddSpans, read_ids
+from . import regions
+from .base import Kernel
+from .claims import CLAIMS
+from .fusing import FUSING
+from .lookups import LOOKUPS
 
 MATMULS = ("linear", "linear_add", "linear_swiglu", "grouped_swiglu", "grouped_combine")
 # Kinds that write bf16 or, as a dim of their own says, f32.
@@ -49,11 +58,15 @@ FORMATS: Mapping[str, tuple[str, ...]] = {
 }
 
 
+PASSES: tuple[Pass, ...] = (
+    *FUSING,
+    read_ids,
+    Partition((*CLAIMS, *LOOKUPS)),
+    AddSpans(SPANNED),
+    NarrowActivations(WIDE_OPERANDS, WIDE_RESULTS, EITHER),
+)
+
+
 def kernel_of(region: Node) -> Kernel:
     """The kernel for a region. Raises KeyError for an unknown kind."""
     return regions.kernel_of(region, DIMS)
-
-
-def layout_of(kernel: Kernel, schedule: Schedule) -> Mapping[int, Layout]:
-    """Weights lie as they are stored: rows of one after the other."""
-    return {}
