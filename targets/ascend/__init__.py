@@ -1,0 +1,1 @@
+"""Huawei Ascend: Triton kernels, through Huawei's own compiler."""

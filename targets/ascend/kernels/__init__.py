@@ -1,0 +1,1 @@
+"""Triton functions. Only the Ascend toolchain's own Python loads them: it has a Triton of its own."""
