@@ -1,0 +1,1 @@
+"""How kernels are made of Triton functions: builders and spaces by kind, for this process, without Triton."""
