@@ -10,7 +10,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -117,6 +117,14 @@ def _swap(folder: Path, out: Path) -> None:
         raise OutputTaken(f"cannot replace {out}: {os.strerror(ctypes.get_errno())}; give another -o")
 
 
+def place(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write further files of a target, by their paths in the folder."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
 def store(
     folder: Path,
     graph: Graph,
@@ -140,10 +148,10 @@ def store(
         stored.update(zip(group, blobs.add(named, telling(slices, lambda: progress(blobs.written, total)))))
     blobs.close()
     (folder / MODEL).write_bytes(to_onnx(graph, stored, naming).SerializeToString())
-    others = {
-        path.name: fingerprint(path) for path in sorted(folder.iterdir()) if path.name not in blobs.files
-    }
-    return {**others, **blobs.files}
+    written = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    others = {path.relative_to(folder).as_posix(): path for path in written}
+    prints = {name: fingerprint(path) for name, path in others.items() if name not in blobs.files}
+    return {**prints, **blobs.files}
 
 
 def telling(slices: Iterable[Slice], tell: Callable[[], None]) -> Iterator[Slice]:
@@ -194,13 +202,17 @@ def _expect_content(folder: Path, found: Manifest) -> None:
 
 
 def _expect_inside(folder: Path, name: str, file: File) -> None:
-    """A regular file directly in the folder, of the size the manifest gives."""
-    path = folder / name
-    if Path(name).name != name or name in ("", ".", ".."):
+    """A regular file in the folder or below, by way of no link, of the size the manifest gives."""
+    path, parts = folder / name, name.split("/")
+    if any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in parts):
         raise BadArtifact(
             f"{folder / manifests.NAME} lists {name!r}, which is no file name inside the artifact"
         )
     try:
+        for depth in range(1, len(parts)):
+            between = folder.joinpath(*parts[:depth])
+            if not stat.S_ISDIR(between.lstat().st_mode):
+                raise BadArtifact(f"{between} is no folder; links are not followed: copy what they lead to")
         status = path.lstat()
     except OSError:
         raise BadArtifact(f"{path} is missing; the artifact is incomplete: copy it again") from None

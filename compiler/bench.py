@@ -22,6 +22,7 @@ class Bench:
 
     weights_per_token: bytes of weights that kernels read for one decoded token, by their own count (0 where
     none counts). read_share: the decode's reading of weights over what this machine reads with these threads.
+    simulated: what stood in for the kernels' device; then bandwidths are 0, and no speed is a device's.
     """
 
     batch: int
@@ -36,6 +37,7 @@ class Bench:
     weights_per_token: float
     read_bandwidth: float
     read_share: float
+    simulated: str = ""
 
 
 def bench(artifact: Artifact, prompt: int, new: int, batch: int, threads: int, runs: int = 5) -> Bench:
@@ -47,7 +49,9 @@ def bench(artifact: Artifact, prompt: int, new: int, batch: int, threads: int, r
     times = [_once(artifact, ids, new) for _ in range(1 + runs)][1:]
     prefill, decode, read = (statistics.median(column) for column in zip(*times))
     found = artifact.manifest
-    ceiling = rooms.room_for(found.target).read_bandwidth(threads)
+    simulated = artifact.simulated
+    room, isa = rooms.room_for(found.target), found.target["isa"]
+    ceiling = 0.0 if simulated else room.read_bandwidth(threads, isa)
     # What is replayed is not counted; then it is what one token takes.
     read = read or batch * new * float(found.active_bytes_per_token)
     return Bench(
@@ -62,7 +66,8 @@ def bench(artifact: Artifact, prompt: int, new: int, batch: int, threads: int, r
         found.active_bytes_per_token,
         read / (batch * new),
         ceiling,
-        read / decode / ceiling,
+        read / decode / ceiling if ceiling else 0.0,
+        simulated,
     )
 
 

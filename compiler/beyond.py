@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..targets.base import CannotBuild, Kernel, Space
-from ..tuning.fingerprint import Fingerprint, here
+from ..tuning.fingerprint import Here, of_target
 from ..tuning.judge import Worker
 from ..tuning.search import Summary, tune
 from . import library
@@ -33,12 +33,10 @@ class Beyond:
     mirror: Mirror | None = None
     warnings: list[str] = field(default_factory=list)
 
-    def place(self, conditions: Conditions) -> Fingerprint:
+    def place(self, conditions: Conditions) -> Here:
         """What is measured depends on."""
-        machine = conditions.machine
-        threads = machine.sharers(conditions.threads)
-        place = here(machine.capabilities.name, threads, machine.folder, machine.processor)
-        return replace(place, cpu=self.on.partition(":")[2]) if self.on else place
+        threads = conditions.machine.sharers(conditions.threads)
+        return of_target(conditions.machine, threads, self.on.partition(":")[2])
 
     def expect(self, machine: Any) -> None:
         """Raises CannotBuild where kernels for the machine cannot be measured."""
@@ -46,7 +44,7 @@ class Beyond:
             isa = machine.capabilities.name
             raise CannotBuild(f"this machine does not run {isa}: tune there, or --budget 0 without --verify")
 
-    def judge(self, conditions: Conditions, place: Fingerprint) -> Worker | Fleet:
+    def judge(self, conditions: Conditions, place: Here) -> Worker | Fleet:
         """What measures, to be started and closed."""
         if not self.fleet:
             (device, options), most = conditions.device, conditions.machine.addresses
@@ -57,7 +55,7 @@ class Beyond:
 
         builders = min(conditions.threads, MOST_BUILDERS)  # its cores, not those here
         kind, tools = self.on or cpu(), library.toolchain(conditions.machine)
-        return Fleet(self.fleet, kind, conditions.device, place, tools, builders=builders)
+        return Fleet(self.fleet, kind, conditions.device, place.whole, tools, builders=builders)
 
     def tune(self, spaces: Mapping[Kernel, Space], judge: Worker | Fleet, *most: Any, **rest: Any) -> Summary:
         """search.tune, on one device or on all of them."""

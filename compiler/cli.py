@@ -40,7 +40,7 @@ class Commands(click.Group):
     """Turns errors about what the user gave into Refused; others are defects and keep their traceback."""
 
     def list_commands(self, context: click.Context) -> list[str]:
-        return sorted([*super().list_commands(context), "log", "tune", "worker"])
+        return sorted([*super().list_commands(context), "log", "toolchain", "tune", "worker"])
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name == "log":
@@ -51,6 +51,10 @@ class Commands(click.Group):
             log.add_command(learn)
             log.add_command(report)
             return log
+        if name == "toolchain":
+            from .toolchain_command import toolchain
+
+            return toolchain
         if name in ("tune", "worker"):
             from . import tune_command
 
@@ -106,14 +110,24 @@ with_config = click.option(
     "--config", type=click.Path(path_type=Path), help="A config.json, or a folder with one, instead of MODEL."
 )
 with_target = click.option(
-    "--target", default="cpu", show_default=True, help="What to compile for: cpu or cuda (see moec devices)."
+    "--target",
+    default="cpu",
+    show_default=True,
+    help="What to compile for: cpu, cuda or ascend (see moec devices).",
+)
+with_targets = click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    help="What to compile for; given several times, all plans side by side. [default: cpu]",
 )
 with_isa = click.option(
     "--isa",
     "--sm",
+    "--soc",
     "isa",
     metavar="LEVEL",
-    help="What code may be for: x86-64-v3 (cpu), sm_90a (cuda); default: this machine's best.",
+    help="What code may be for: x86-64-v3 (cpu), sm_90a (cuda), 910B3 (ascend); default: the best here.",
 )
 with_log = click.option(
     "--log", type=click.Path(path_type=Path), help="Tuning log; default: in the user's data folder."
@@ -124,7 +138,7 @@ with_quant = click.option(
     show_default=True,
     type=click.Choice(["none", "bf16", "int8", "int4"]),
     help="How to store weights; on the cpu routers and norms stay f32 and a few others are kept wider, cuda "
-    "has bf16 only.",
+    "and ascend have bf16 only.",
 )
 with_quant_config = click.option(
     "--quant-config",
@@ -134,7 +148,7 @@ with_quant_config = click.option(
 with_cache = click.option(
     "--cache",
     type=click.Choice(["f32", "bf16"]),
-    help="How earlier tokens are kept; default: f32 on the cpu, on cuda bf16, which takes half the memory.",
+    help="How earlier tokens are kept; default: f32 on the cpu, else bf16, which takes half the memory.",
 )
 with_routing_trace = click.option(
     "--routing-trace",
@@ -241,8 +255,12 @@ def run(
     """Continue a prompt of token ids with the model in ARTIFACT."""
     from .runner import load
 
-    ids = load(artifact, threads).generate([tokens], max_new, eos_token_id=eos, **sampling)[0].tolist()
-    say(machine, {"tokens": ids}, lambda console: console.print(*ids, sep=","))
+    model = load(artifact, threads)
+    if model.simulated:
+        say_aside(f"moec: {artifact} is {model.simulated}")
+    ids = model.generate([tokens], max_new, eos_token_id=eos, **sampling)[0].tolist()
+    told = {"tokens": ids} | ({"simulated": model.simulated} if model.simulated else {})
+    say(machine, told, lambda console: console.print(*ids, sep=","))
 
 
 @main.command()
@@ -286,24 +304,41 @@ def bench(
 @with_quant
 @with_quant_config
 @with_cache
-@with_target
+@with_targets
 @with_isa
 @with_log
 @with_watch
 @with_threads
 @as_json
-def explain(what: str, machine: bool, **options: Any) -> None:
+def explain(what: str, machine: bool, targets: tuple[str, ...], **options: Any) -> None:
     """Which pass did what, what nearly matched, and where each kernel and schedule came from.
 
     WHAT is an artifact, or a model; of a model only the shapes are read, so its weights need not be there.
+    With --target given several times: which kernel and schedule each target has for each op of a model.
     """
     from .driver import explain
     from .progress import Bar
 
     expect_model(what, options["config"])
+    if len(targets) > 1:
+        return compare(what, targets, machine, options)
     with Bar() as bar:
-        report = explain(what, progress=bar, **options)
+        report = explain(what, *targets, progress=bar, **options)
     show(report, machine, misses=sys.maxsize)
+
+
+def compare(what: str, targets: tuple[str, ...], machine: bool, options: dict[str, Any]) -> None:
+    """Several targets' plans for one model."""
+    from .plans import compare, plans
+    from .progress import Bar
+
+    if given := [name for name in ("isa", "watch") if options.pop(name) is not None]:
+        raise click.UsageError(f"--{given[0]} is for one --target; {len(targets)} are given")
+    with Bar() as bar:
+        found = compare(what, targets, progress=bar, **options)
+    for warning in found.warnings:
+        say_aside(f"moec: {warning}")
+    say(machine, found.json(), lambda console: console.print(plans(found)))
 
 
 @main.command()

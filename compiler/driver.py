@@ -117,7 +117,9 @@ def compile_model(
             plan = planned(front, known, Budget.parse(budget), called, progress, retune, verify, teller)
         with clock.step("emit") as tell:
             jobs = [(kernel, choice.schedules) for kernel, choice in plan.items()]
-            machine.link(library.emit_all(machine, jobs, tell), folder / machine.library)
+            emitted = library.emit_all(machine, jobs, tell)
+            machine.link(emitted, folder / machine.library)
+            artifact.place(folder, machine.files(emitted))
         with clock.step("write") as tell:
             graph, names = laid_out(front, machine, plan)
             rounding = Rounding()
@@ -191,12 +193,17 @@ def understand(
     check: bool,
     policy: Policy | None,
     cache: str,
+    traced: Traced | None = None,
 ) -> Front:
-    """Trace the model and run the target's passes. No weight is read unless numbers are to be checked."""
+    """Trace the model and run the target's passes. No weight is read unless numbers are to be checked.
+
+    traced: the same model, traced before.
+    """
     from .trace import trace
 
-    with clock.step("trace"):
-        traced = trace(source)
+    if traced is None:
+        with clock.step("trace"):
+            traced = trace(source)
     misses: list[Miss] = []
     with clock.step("passes"):
         feeds = pipeline.random_feeds(traced.graph, SMALL) if check else {}

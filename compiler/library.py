@@ -105,7 +105,7 @@ def cached(target: Any, job: Job) -> Path:
         repr(kernel),
         json.dumps(schedules, sort_keys=True),
         generator(target.sources),
-        repr(versions(target.tools)),
+        repr({**versions(target.tools), **target.versions}),
     )
     name = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -121,8 +121,8 @@ def generator(sources: Iterable[Path]) -> str:
 
 
 def toolchain(target: Any) -> Mapping[str, str]:
-    """The releases of everything that shapes an artifact of a target, by package name."""
-    return versions(dict.fromkeys((*PACKAGES, *target.tools)))
+    """The releases of everything that shapes an artifact of a target, by name."""
+    return {**versions(dict.fromkeys((*PACKAGES, *target.tools))), **target.versions}
 
 
 def versions(packages: Iterable[str]) -> Mapping[str, str]:

@@ -238,11 +238,14 @@ def chosen(log: Log, kernel: str, cpu: str, status: str | None = None) -> Iterat
 
 def old_by_sources() -> Callable[[Record], bool]:
     """Whether a record's kernel was written by other sources than these."""
-    from ..tuning.fingerprint import here
+    from ..tuning.fingerprint import by_kind, here
     from .rooms import room_of, rooms
 
-    folders = [Path(str(room_of(name).__file__)).parent for name in rooms()]
-    current = {here("", 1, folder).generator for folder in folders}
+    current = set[str]()
+    for room in map(room_of, rooms()):
+        folder = Path(str(room.__file__)).parent
+        found = by_kind(here("", 1, folder), folder, room.Target.families)
+        current |= {found.whole.generator, *found.generators.values()}
     return lambda record: record.fingerprint.generator not in current
 
 

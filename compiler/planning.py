@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..targets.base import Kernel, Schedules, Space
 from ..tuning import heuristic, verification
-from ..tuning.fingerprint import Fingerprint
+from ..tuning.fingerprint import Here
 from ..tuning.heuristic import Heuristic
 from ..tuning.log import Log
 from ..tuning.plan import Plan, make_plan
@@ -81,7 +81,7 @@ class Known:
     uses: Mapping[Kernel, int]
     spaces: Mapping[Kernel, Space]
     log: Log
-    place: Fingerprint
+    place: Here
     learned: Sequence[Heuristic]
 
     def plan(self, tuned: Sequence[Kernel]) -> Plan:
@@ -90,7 +90,7 @@ class Known:
 
     def starts(self, kernel: Kernel) -> Sequence[Schedules]:
         """Where the search of a kernel begins."""
-        return starts(kernel, self.spaces[kernel], self.log, self.place, self.learned)
+        return starts(kernel, self.spaces[kernel], self.log, self.place.of(kernel), self.learned)
 
 
 def _search(
@@ -132,5 +132,6 @@ def _ceilings(front: Front, conditions: Conditions) -> dict[Kernel, float]:
     if not conditions.cold:
         return {}
     room = rooms.room_of(conditions.machine.name)
-    speed, read = room.read_bandwidth(conditions.threads), costs.read_bytes(front.graph)
+    speed = room.read_bandwidth(conditions.threads, conditions.machine.capabilities.name)
+    read = costs.read_bytes(front.graph)
     return {kernel: read[node] / speed for node, kernel in front.kernels.items() if read[node]}

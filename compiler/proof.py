@@ -43,6 +43,7 @@ def prove(
     if rounded or skipped:
         artifact = runner.load(folder, verify="size")
         limits = rooms.room_for(artifact.manifest.target).KERNEL_LIMITS
+        found |= {"simulated": artifact.simulated} if artifact.simulated else {}
         found["kernels"] = kernels(artifact, source, ids, mask, vocabulary)
         for name, errors in found["kernels"].items():
             for measure, limit in limits.items():

@@ -89,7 +89,7 @@ def kernels(found: Manifest) -> Table:
     """Each kernel, how many nodes use it, its schedules by tokens, where they came from, what they gained."""
     table = columns("kernel", "uses", "schedule", "why")
     for each in found.kernels:
-        table.add_row(each.kernel, str(each.uses), per_tokens(each.schedules), _why(each))
+        table.add_row(each.kernel, str(each.uses), per_tokens(each.schedules), why(each, times(found)))
     return table
 
 
@@ -120,6 +120,8 @@ def outcome(report: Report) -> Table:
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_row("cache", _cache(found.cache["bytes_per_token"], found.cache["unfused_bytes_per_token"]))
     table.add_row("active weights", f"{size(found.active_bytes_per_token)} a token")
+    if "without_npu" in found.target:
+        table.add_row("target", f"{found.target['isa']}; where there is none, {found.target['without_npu']}")
     if report.out is not None:
         table.add_row("artifact", f"{report.out}: {size(found.size)} in {len(found.files)} files")
         table.add_row("against PyTorch", proof(found.proof))
@@ -127,7 +129,7 @@ def outcome(report: Report) -> Table:
             name, errors = max(judged.items(), key=lambda each: float(each[1]["max_error"]))
             table.add_row("kernels", f"at most {errors['max_error']:.1e} off standard ops ({name})")
     if found.tuning:
-        table.add_row("tuning", str(found.tuning["line"]))
+        table.add_row("tuning", " ".join(filter(None, (times(found), str(found.tuning["line"])))))
     if report.seconds:
         steps = ", ".join(f"{step} {seconds:.1f}" for step, seconds in report.seconds.items())
         table.add_row("seconds", f"{sum(report.seconds.values()):.1f} ({steps})")
@@ -140,7 +142,8 @@ def proof(found: Mapping[str, Any] | None) -> str:
         return "not compared"
     if "skipped" in found:
         return str(found["skipped"])
-    errors = [f"error {found['max_error']:.1e} at most, {found['mean_error']:.1e} on average"]
+    how = f"{found['simulated']}: " if "simulated" in found else ""
+    errors = [f"{how}error {found['max_error']:.1e} at most, {found['mean_error']:.1e} on average"]
     if "tokens" not in found:
         return errors[0]
     if "kernels" in found:
@@ -170,6 +173,8 @@ def speeds(found: Bench) -> Table:
         "active weights": f"{active} a token; kernels read {per_token} for each decoded",
         "bandwidth": f"decode reads weights at {found.read_share:.0%} of the {ceiling}/s this machine reads",
     }
+    if found.simulated:
+        rows["bandwidth"] = f"none: kernels were {found.simulated}, so all this says nothing of their device"
     for name, row in rows.items():
         table.add_row(name, row)
     return table
@@ -183,7 +188,7 @@ def phases(found: Bench, phases: Sequence[Phase]) -> RenderableType:
 
 
 def spent(phase: Phase, ceiling: float) -> Iterable[RenderableType]:
-    """A sentence and a table about one phase. ceiling: bytes per second that this machine reads."""
+    """A sentence and a table about one phase. ceiling: bytes per second that this machine reads, or 0."""
     per_layer = f", {phase.nodes / phase.layers:.1f} a layer" if phase.layers else ""
     step = f"{phase.name}, a step of {phase.tokens} tokens: {phase.seconds * 1e3:.2f} ms"
     profiler = f"onnxruntime's profiler adds {phase.profiler_seconds * 1e3:.2f} ms"
@@ -191,7 +196,9 @@ def spent(phase: Phase, ceiling: float) -> Iterable[RenderableType]:
     table = columns("where", "calls", "ms", "share", "GB/s of weights", "of the read bandwidth")
     for part in phase.kernels:
         speed = (
-            (f"{part.bandwidth / 1e9:.1f}", f"{part.bandwidth / ceiling:.0%}") if part.weight_bytes else ()
+            (f"{part.bandwidth / 1e9:.1f}", f"{part.bandwidth / ceiling:.0%}")
+            if part.weight_bytes and ceiling
+            else ()
         )
         table.add_row(f"kernel {part.name}", f"{part.calls:.0f}", *_of(part.seconds, phase.seconds), *speed)
     for part in phase.others:
@@ -217,7 +224,8 @@ def machines(found: Sequence[Mapping[str, Any]]) -> Table:
     """What each target finds here."""
     table = columns("target", "device", "isa", "compiler", "can")
     for each in found:
-        can = ", ".join(verb for verb in ("builds", "runs", "measures") if each[verb])
+        how = {"runs": " (simulated)", "measures": " (simulated)"} if each.get("simulated") else {}
+        can = ", ".join(verb + how.get(verb, "") for verb in ("builds", "runs", "measures") if each[verb])
         table.add_row(
             *(str(each[column]) for column in ("target", "device", "isa", "compiler")), can or "nothing"
         )
@@ -246,9 +254,17 @@ def _cache(stored: int, unfused: int) -> str:
     return f"{size(stored)} a token; all heads' keys and values: {size(unfused)} ({unfused / stored:.1f}x)"
 
 
-def _why(kernel: PlannedKernel) -> str:
-    """ "default: the log knows nothing like it", or "tuned, 1.12x: the best of 9 tried here"."""
-    gain = f", {kernel.gain:.2f}x" if kernel.gain > 1 else ""
+def times(found: Manifest) -> str:
+    """What to know of times that schedules were chosen by: "simulated:", or nothing."""
+    return f"{found.target['times']}:" if "times" in found.target else ""
+
+
+def why(kernel: PlannedKernel, how: str = "") -> str:
+    """ "default: the log knows nothing like it", or "tuned, 1.12x: the best of 9 tried here".
+
+    how: what to know of times, as `times` has it.
+    """
+    gain = f", {how} {kernel.gain:.2f}x".replace(",  ", ", ") if kernel.gain > 1 else ""
     return f"{kernel.why}{gain}" + (f": {kernel.reason}" if kernel.reason else "")
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from .ir import Array, Graph, Node, Value, walk
 from .manifest import StoredWeight
 from .onnx_graph import frontier
+from .ops import quantize
 from .ops.elementwise import CAST
 from .ops.quantize import DEQUANTIZE, QUANTIZE
 from .slices import nbytes
@@ -52,7 +53,7 @@ def restored(node: Node, results: Sequence[Array]) -> Array | None:
     if not is_rounding(node):
         return None
     if node.op is QUANTIZE:
-        wide: Array = DEQUANTIZE.reference(*results, bits=node.attrs["bits"])
+        wide: Array = DEQUANTIZE.reference(*results, **node.attrs)
         return wide
     return results[0].astype(np.float32)
 
@@ -69,6 +70,6 @@ def stored_weights(graph: Graph, rounding: Rounding) -> list[StoredWeight]:
 
 
 def format_of(value: Value) -> str:
-    """How a weight is stored: "int4", "int8", or a dtype."""
-    bits = [node.attrs["bits"] for node in walk([value]) if node.op is QUANTIZE]
-    return f"int{bits[0]}" if bits else value.type.dtype
+    """How a weight is stored: "int4", "int8", "int8row", or a dtype."""
+    codes = [quantize.format_of(node) for node in walk([value]) if node.op is QUANTIZE]
+    return codes[0] if codes else value.type.dtype

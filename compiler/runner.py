@@ -12,7 +12,7 @@ import numpy as np
 from . import artifact
 from .ir import DTYPES, Array
 from .manifest import Manifest
-from .session import ELEMENTS, copy, memory, open_session, run_options
+from .session import ELEMENTS, copy, memory, open_session, run_options, simulated
 
 # The numbers of a cache, by onnxruntime's name for them.
 STORED = {"tensor(float)": DTYPES["f32"], "tensor(bfloat16)": DTYPES["bf16"]}
@@ -54,6 +54,11 @@ class Artifact:
         self.on_device = bool(own)  # whether caches are in a memory of the kernels' own
         self.replays = self.on_device and bool(manifest.target.get("whole"))
         self._texts: Texts | None = None
+
+    @property
+    def simulated(self) -> str:
+        """What stands in for the device that kernels are for: "simulated on this CPU", or nothing."""
+        return simulated(self.folder, self.manifest.target) if self.on_device else ""
 
     @property
     def vocabulary(self) -> int:

@@ -6,6 +6,7 @@ manifest says which.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -99,6 +100,14 @@ def registered(library: str, inode: int, changed: int) -> str:
     except Exception as error:  # onnxruntime has a class of its own for each of its codes
         raise BadArtifact(f"onnxruntime cannot open {library}: {str(error).splitlines()[0]}") from None
     return name
+
+
+def simulated(folder: Path, facts: Mapping[str, Any]) -> str:
+    """What stands in for the device of an opened artifact's kernels, in words; nothing where it is there."""
+    if "without_npu" not in facts:
+        return ""
+    asked = ctypes.CDLL(str(folder / facts["library"])).moec_simulated  # of the one that the session has
+    return str(facts["without_npu"]) if asked() == 1 else ""
 
 
 def memory(facts: Mapping[str, Any], shape: Sequence[int], dtype: Any) -> Any:

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from ..targets.base import BUCKETS, Kernel, Schedules, Space, merged
-from ..tuning.fingerprint import Fingerprint
+from ..tuning.fingerprint import Fingerprint, Here
 from ..tuning.log import Log
 from ..tuning.plan import Plan, gains, served
 from ..tuning.record import Record
@@ -120,20 +120,20 @@ class Teller:
         spaces: Mapping[Kernel, Space],
         budget: Budget,
         log: Log,
-        place: Fingerprint,
+        place: Fingerprint | Here,
         ceilings: Mapping[Kernel, float],
     ) -> None:
         """ceilings: seconds that a kernel takes at least for one token, where that is known."""
         self.spaces, self.budget, self.log, self.place, self.ceilings = spaces, budget, log, place, ceilings
         limits = {name: limit if math.isfinite(limit) else None for name, limit in asdict(budget).items()}
         rows = [{"kernel": str(kernel), "uses": count} for kernel, count in uses.items()]
-        self.listener(Start(rows, limits, asdict(place)))
+        self.listener(Start(rows, limits, asdict(place.whole)))
 
     def step(self, step: Progress) -> None:
         """After a trial, or at the end of a kernel's search."""
         name = str(step.kernel)
         if name not in self._known:
-            self._known[name] = [*self.log.of(step.kernel, self.place)]
+            self._known[name] = [*self.log.of(step.kernel, self.place.of(step.kernel))]
         took = step.seconds - self._last.get(name, max(self._last.values(), default=0.0))
         self._known[name].append(step.record)
         self._trials[name], self._last[name] = step.trials, step.seconds
@@ -146,8 +146,8 @@ class Teller:
     def end(self, plan: Plan, worth: Worth) -> None:
         """At the end of all; tells first of the kernels whose search did not come to its end."""
         for kernel, choice in plan.items():
-            known = [*self.log.of(kernel, self.place)]
-            noise = next((each.noise for each in self.log.ranked(kernel, self.place)), None)
+            known = [*self.log.of(kernel, self.place.of(kernel))]
+            noise = next((each.noise for each in self.log.ranked(kernel, self.place.of(kernel))), None)
             kept = merged(choice.schedules) == self.spaces[kernel].defaults
             fast = self._fast(kernel, choice.schedules, known)
             said = choice.rows(), choice.gain, None if kept else noise

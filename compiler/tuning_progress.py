@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .progress import Bar
-from .tuning_events import Done, End, Event, Listener, Trial, data
+from .tuning_events import Done, End, Event, Listener, Start, Trial, data
 
 STDERR = "-"
 MOST_ROWS = 12
@@ -60,12 +60,14 @@ class Lines:
     """A line for each kernel whose search has ended."""
 
     def __init__(self, say: Say) -> None:
-        self.say = say
+        self.say, self.times = say, ""
 
     def __call__(self, event: Event) -> None:
+        if isinstance(event, Start):
+            self.times = simulated(event)
         if isinstance(event, Done) and event.trials:
             noise, share = cells(event)[4:]
-            speed = f"{event.gain:.2f}x the default's speed" + (f" (±{noise})" if noise else "")
+            speed = f"{self.times}{event.gain:.2f}x the default's speed" + (f" (±{noise})" if noise else "")
             bandwidth = f", one token at {share} of the read bandwidth" if share else ""
             cost = f"{event.trials} trials, {event.seconds:.1f} s"
             self.say(f"moec: tuned {event.kernel}: {speed}{bandwidth}; {cost}")
@@ -78,8 +80,11 @@ class Live:
         self.bar = bar
         self.rows: dict[str, Trial | Done] = {}
         self.last: Trial | None = None
+        self.times = ""
 
     def __call__(self, event: Event) -> None:
+        if isinstance(event, Start):
+            self.times = simulated(event)
         if isinstance(event, Trial):
             self.last = event
         if isinstance(event, Trial) or (isinstance(event, Done) and event.trials):
@@ -98,7 +103,12 @@ class Live:
         if self.last is None:
             return table
         left = "" if self.last.left is None else f", {duration(self.last.left)} left"
-        return Group(table, Text(f"kernel {self.last.number} of {self.last.searched}{left}"))
+        return Group(table, Text(f"{self.times}kernel {self.last.number} of {self.last.searched}{left}"))
+
+
+def simulated(event: Start) -> str:
+    """Says so where what times are taken on is no machine, which its name tells."""
+    return "simulated: " if str(event.machine["cpu"]).startswith("simulated ") else ""
 
 
 def cells(event: Trial | Done) -> tuple[str, ...]:

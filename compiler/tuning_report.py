@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from ..targets.base import Schedule, serving, spans
-from ..tuning.fingerprint import Fingerprint
+from ..tuning.fingerprint import Fingerprint, Here
 from ..tuning.importance import importance
 from ..tuning.log import Log
 from ..tuning.plan import Plan
@@ -34,10 +34,10 @@ STYLE = """<style>
 """
 
 
-def sections(plan: Plan, log: Log, place: Fingerprint) -> str:
+def sections(plan: Plan, log: Log, place: Fingerprint | Here) -> str:
     """What the log knows of each kernel of a plan, as a part of a page."""
     parts = [
-        section(str(kernel), "", [*log.of(kernel, place)], choice.why, choice.reason)
+        section(str(kernel), "", [*log.of(kernel, place.of(kernel))], choice.why, choice.reason)
         for kernel, choice in plan.items()
     ]
     return f'{STYLE}<main class="tuning"><h2>Tuning</h2>\n{"".join(parts)}</main>\n'

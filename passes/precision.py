@@ -26,6 +26,7 @@ from ..compiler.ops.index import TAKE
 from ..compiler.ops.latent import LATENT_ATTENTION
 from ..compiler.ops.norm import RMS_NORM
 from ..compiler.ops.quantize import DEQUANTIZE, GROUP, QUANTIZE, ROUND_TRIP
+from ..compiler.ops.quantize import FORMATS as CODED
 from ..compiler.ops.region import REGION
 from ..compiler.ops.routing import GROUPED_MATMUL, TOP_K_GATE
 from ..compiler.ops.shape import RESHAPE
@@ -33,8 +34,7 @@ from ..compiler.ops.sources import CONSTANT
 from .layout import Layout, is_weight, packed
 
 MAKES = (QUANTIZE, CAST)
-BITS: Mapping[str, int] = {"int4": 4, "int8": 8}
-FORMATS = ("f32", "bf16", *BITS)
+FORMATS = ("f32", "bf16", *CODED)
 
 # Which operand of an op is a weight that can be narrower.
 READS: Mapping[Op, int] = {LINEAR: 1, GROUPED_MATMUL: 3, LATENT_ATTENTION: -1, TAKE: 0}
@@ -46,15 +46,16 @@ class UnmetRule(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Codes:
-    """A weight as codes and scales."""
+    """A weight as codes and scales, a scale for each group of its numbers."""
 
     bits: int
+    group: int = GROUP
 
     def pack(self, w: Value) -> tuple[Value, ...]:
-        return make(QUANTIZE, w, bits=self.bits).values
+        return make(QUANTIZE, w, bits=self.bits, group=self.group).values
 
     def unpack(self, packed: Sequence[Value]) -> Value:
-        return DEQUANTIZE(*packed, bits=self.bits)
+        return DEQUANTIZE(*packed, bits=self.bits, group=self.group)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,7 @@ class Precision:
                 replacements[site.node[0]] = narrow_take(site.node)
             elif format != "f32":
                 layouts.setdefault(site.node, {})[site.operand] = (
-                    Codes(BITS[format]) if format in BITS else Narrow()
+                    Codes(**CODED[format]) if format in CODED else Narrow()
                 )
         for node, layout in layouts.items():
             narrow = rows_first(packed(round_activations(node, layout), layout))
@@ -148,8 +149,9 @@ class Precision:
         wanted = self.policy.wanted(site)
         columns = site.weight.shape[-1]
         known = ("bf16",) if site.node.op is TAKE else self.kinds.get(site.node.attrs["kind"], ())
-        if wanted in BITS and (not isinstance(columns, int) or columns % GROUP):
-            why = f"its rows of {columns} are not whole groups of {GROUP}"
+        group = CODED.get(wanted, {}).get("group") or columns
+        if wanted in CODED and (not isinstance(columns, int) or columns % group):
+            why = f"its rows of {columns} are not whole groups of {group}"
         elif wanted not in (known if self.widest in known else ("f32", *known)):
             why = f"{site.node.attrs.get('kind', site.node.op.name)} has no kernel for that"
         else:
@@ -160,15 +162,16 @@ class Precision:
 
 
 def round_activations(region: Node, layout: Mapping[int, Layout]) -> Node:
-    """The region with what it multiplies with weights of few bits rounded too."""
+    """The region with what it multiplies with weights of few bits rounded too, by groups alike."""
     body: Graph = region.attrs["body"]
-    coded = {body.inputs[i] for i, each in layout.items() if isinstance(each, Codes)}
+    coded = {body.inputs[i]: each for i, each in layout.items() if isinstance(each, Codes)}
 
     def step(node: Node, inputs: tuple[Value, ...]) -> Sequence[Value] | None:
         if node.op not in READS or node.inputs[READS[node.op]] not in coded:
             return None
-        rest = inputs[1:]
-        return make(node.op, ROUND_TRIP(inputs[0]), *rest, origin=node.origin, **node.attrs).values
+        rest, group = inputs[1:], coded[node.inputs[READS[node.op]]].group
+        rounded = ROUND_TRIP(inputs[0], group=group)
+        return make(node.op, rounded, *rest, origin=node.origin, **node.attrs).values
 
     return make(
         REGION, *region.inputs, kind=region.attrs["kind"], body=body.rewrite(step), origin=region.origin
@@ -276,3 +279,5 @@ POLICIES: Mapping[str, Policy] = {
 }
 
 ALL_BF16 = Policy(dict.fromkeys(ROLES, "bf16"))
+# Of a machine that multiplies int8 with int8: one scale for each row of a weight and for each token.
+INT8_ROWS = Policy({**ALL_BF16.roles, **dict.fromkeys(("latent down", "experts", "dense"), "int8row")})

@@ -20,7 +20,7 @@ Operands are rounded to bf16 before the reference sees them: what is left is the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -29,10 +29,11 @@ import numpy as np
 
 from ..compiler.ir import DTYPES, Array
 from ..compiler.ops.cache import POSITIONS, SPAN
-from . import cases, cases_attention
+from . import cases, cases_attention, cases_quantized
 from .base import Kernel
 from .bf16 import SPANNED, WIDE_OPERANDS, WIDE_RESULTS
 from .cases import Case, Draw, Feeds, Random, operands, uniform
+from .regions import BITS
 
 BF16, F32, I64 = DTYPES["bf16"], DTYPES["f32"], DTYPES["i64"]
 
@@ -159,7 +160,7 @@ class Sample:
 
     @cached_property
     def weights(self) -> Mapping[int, Array]:
-        """Weights by operand, as the device gets them: bf16 for products and tables, else f32."""
+        """Weights by operand, as the device gets them: for products and tables bf16 or codes, else f32."""
         places = self.case.weights(self.kernel, np.random.default_rng(self.seed))
         narrow = self.kernel.weights == "bf16"
         shifted = {spanned(self.kernel, i): w for i, w in places.items()}
@@ -193,7 +194,7 @@ class Sample:
     def _as_given(self, feeds: Sequence[Array]) -> list[Array]:
         """Floats in bf16, but for those that the kernel takes in f32."""
         places = iter(i for i in range(len(feeds) + len(self.weights)) if i not in self.weights)
-        keep = WIDE_OPERANDS.get(self.kernel.kind, ())
+        keep = wide_operands(self.kernel, self.weights)
         narrow = (feed.dtype == F32 and place not in keep for place, feed in zip(places, feeds))
         return [np.ascontiguousarray(feed.astype(BF16) if n else feed) for n, feed in zip(narrow, feeds)]
 
@@ -227,7 +228,8 @@ class Sample:
     def tolerance(self) -> float:
         """The largest error that is right."""
         wide = dict(self.kernel.dims).get("wide")
-        return EXACT if wide else TOLERANCES.get(self.kernel.kind, ROUNDED)
+        known = EXACT if wide else TOLERANCES.get(self.kernel.kind, ROUNDED)
+        return max(known, cases_quantized.TOLERANCE) if self.kernel.weights in BITS else known
 
     def example(self, rows: int, wider: int = 0, draw: Draw | None = None, **setting: int) -> Example:
         """A call with what must come out of it."""
@@ -263,6 +265,12 @@ def mask_place(kernel: Kernel) -> int | None:
 def is_cache(kernel: Kernel, place: int) -> bool:
     """Whether that operand, of those that are no weights, is a cache."""
     return place in CACHES.get(kernel.kind, ())
+
+
+def wide_operands(kernel: Kernel, weights: Collection[int]) -> list[int]:
+    """The operands in f32. Those behind a weight in codes stand one place further: it has scales."""
+    coded = kernel.weights in BITS
+    return [place + int(coded and place > min(weights)) for place in WIDE_OPERANDS.get(kernel.kind, ())]
 
 
 def spanned(kernel: Kernel, place: int) -> int:

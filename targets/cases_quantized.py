@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..compiler.ir import Array
-from ..compiler.ops.quantize import GROUP, RANGES
+from ..compiler.ops.quantize import FORMATS, RANGES
 from .base import Kernel
 from .regions import BITS
 
@@ -18,7 +18,7 @@ TOLERANCE = 1e-3  # of the largest value: codes of x may differ where a quotient
 
 @dataclass(frozen=True, slots=True)
 class Codes:
-    """A weight [.., n, k] as codes i8 and scales f16 [.., n, k/32]; only parts of it are ever spelled out."""
+    """A weight [.., n, k] as codes i8 and scales f16 [.., n, groups]; only parts of it are spelled out."""
 
     codes: Array
     scales: Array
@@ -35,7 +35,7 @@ class Codes:
 
     def astype(self, dtype: Any) -> Array:
         """The numbers."""
-        groups = self.codes.reshape(*self.scales.shape, GROUP).astype(dtype)
+        groups = self.codes.reshape(*self.scales.shape, -1).astype(dtype)
         groups *= self.scales[..., None].astype(dtype)
         return groups.reshape(self.shape)
 
@@ -48,11 +48,11 @@ def weight(
     Big ones repeat after a million values, which makes them fast to make.
     """
     low, high = RANGES[BITS[kernel.weights]]
-    size = int(np.prod(shape))
+    size, group = int(np.prod(shape)), group_of(kernel, shape[-1])
     codes = random.integers(low, high, min(size, 1_000_003), np.int8, endpoint=True)
-    scales = random.uniform(0.2, 1, min(size // GROUP, 1_000_003)).astype(np.float16) / np.float16(high)
+    scales = random.uniform(0.2, 1, min(size // group, 1_000_003)).astype(np.float16) / np.float16(high)
     *outer, k = shape
-    return {place: np.resize(codes, shape), place + 1: np.resize(scales, (*outer, k // GROUP))}
+    return {place: np.resize(codes, shape), place + 1: np.resize(scales, (*outer, k // group))}
 
 
 def meant(kernel: Kernel, place: int, operands: Sequence[Array]) -> list[Any]:
@@ -61,12 +61,17 @@ def meant(kernel: Kernel, place: int, operands: Sequence[Array]) -> list[Any]:
         return list(operands)
     x, *others = operands
     whole = Codes(*operands[place : place + 2])
-    return [rounded(x), *others[: place - 1], whole, *others[place + 1 :]]
+    return [rounded(x, group_of(kernel, x.shape[-1])), *others[: place - 1], whole, *others[place + 1 :]]
 
 
-def rounded(x: Array) -> Array:
-    """x with each group of 32 rounded to whole multiples of its largest / 127, as float64."""
-    groups = x.astype(np.float32).reshape(*x.shape[:-1], x.shape[-1] // GROUP, GROUP)
+def group_of(kernel: Kernel, columns: int) -> int:
+    """How many numbers of a row have a scale together."""
+    return FORMATS[kernel.weights]["group"] or columns
+
+
+def rounded(x: Array, group: int) -> Array:
+    """x with each group rounded to whole multiples of its largest / 127, as float64."""
+    groups = x.astype(np.float32).reshape(*x.shape[:-1], x.shape[-1] // group, group)
     scales = np.abs(groups).max(axis=-1, keepdims=True) / np.float32(127)
     codes = np.rint(groups / np.where(scales == 0, np.float32(1), scales))
     whole: Array = (codes.astype(np.float64) * scales).reshape(x.shape)

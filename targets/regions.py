@@ -17,7 +17,7 @@ from ..compiler.ops.elementwise import ADD, CAST
 from ..compiler.ops.index import TAKE
 from ..compiler.ops.latent import LATENT_ATTENTION
 from ..compiler.ops.norm import RMS_NORM, ROTARY
-from ..compiler.ops.quantize import DEQUANTIZE
+from ..compiler.ops.quantize import DEQUANTIZE, FORMATS, format_of
 from ..compiler.ops.routing import COMBINE, GROUPED_MATMUL, PERMUTE, TOP_K_GATE
 from ..compiler.ops.shape import RESHAPE
 from ..passes.match import last_slice, peel
@@ -47,7 +47,7 @@ DIMS: Mapping[str, tuple[str, ...]] = {
     "attention": ("heads", "groups", "dk", "dv"),
 }
 
-BITS: Mapping[str, int] = {"int4": 4, "int8": 8}
+BITS: Mapping[str, int] = {name: attrs["bits"] for name, attrs in FORMATS.items()}
 
 REALS: Mapping[str, tuple[str, ...]] = {
     "rms_norm": ("eps",),
@@ -72,14 +72,14 @@ def kernel_of(region: Node, dims_of: Mapping[str, Sequence[str]] = DIMS) -> Kern
 
 
 def dtype_of(body: Graph) -> str:
-    """What the kernel's weight is stored as: "int4", "int8", "bf16", or f32 as all else; behind a "+" how its
-    cache is, where that is narrower.
+    """What the kernel's weight is stored as: "int4", "int8", "int8row", "bf16", or f32 as all else; behind a
+    "+" how its cache is, where that is narrower.
     """
-    bits = [node.attrs["bits"] for node in body if node.op is DEQUANTIZE]
+    codes = [format_of(node) for node in body if node.op is DEQUANTIZE]
     narrow = [value.type for value in body.inputs if value.type.dtype == "bf16"]
     weight = any(all(isinstance(dim, int) for dim in type_.shape) for type_ in narrow)
     cache = any(L in type_.shape for type_ in narrow)
-    return (f"int{bits[0]}" if bits else "bf16" if weight else "f32") + ("+bf16" if cache else "")
+    return (codes[0] if codes else "bf16" if weight else "f32") + ("+bf16" if cache else "")
 
 
 def the(op: Op, body: Graph) -> Node:

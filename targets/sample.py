@@ -20,6 +20,7 @@ BYTES = {
     "f32": 4.0,
     "bf16": 2.0,
     "int8": 34 / 32,
+    "int8row": 1.0,
     "int4": 18 / 32,
 }  # of a number of a weight, scales included
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from moec.targets.ascend import toolchain
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,32 @@ Compile = Callable[..., Compiled]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--bless", action="store_true", help="rewrite the golden texts; review the diff")
+
+
+def skipping() -> Generator[None, Any, Any]:
+    """Skips what needs a toolchain that is not installed; where CI is set, that stays a failure."""
+    try:
+        return (yield)
+    except toolchain.NotInstalled as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator[None, Any, Any]:
+    return (yield from skipping())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, Any, Any]:
+    return (yield from skipping())
+
+
+@pytest.fixture(scope="session")
+def ascend_toolchain() -> toolchain.Toolchain:
+    """The one that is installed; for tests whose child processes need it, which are skipped without."""
+    return toolchain.find()
 
 
 @pytest.fixture
@@ -50,8 +79,13 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str], None]:
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The user's folders of this session: tests neither see nor leave anything in the real ones."""
+    """The user's folders of this session: tests neither see nor leave anything in the real ones, but for the
+    toolchains, which are only read.
+    """
     folder = tmp_path_factory.mktemp("home")
+    toolchains = toolchain.folder().parent
+    (folder / "data" / "moec").mkdir(parents=True)
+    (folder / "data" / "moec" / "toolchains").symlink_to(toolchains)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         patch.setenv("XDG_DATA_HOME", str(folder / "data"))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import platform
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+from ..targets.base import Kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +25,30 @@ class Fingerprint:
     threads: int
     generator: str
 
+    @property
+    def whole(self) -> Fingerprint:
+        """Itself: it stands for all kernels, as Here does with differences."""
+        return self
+
+    def of(self, kernel: Kernel) -> Fingerprint:
+        """Itself."""
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Here:
+    """The fingerprints of a target's kernels on one machine: alike, but where a kind has sources of its own.
+
+    whole: over all sources; generators: by kind of kernel.
+    """
+
+    whole: Fingerprint
+    generators: Mapping[str, str]
+
+    def of(self, kernel: Kernel) -> Fingerprint:
+        """For one kernel."""
+        return replace(self.whole, generator=self.generators.get(kernel.kind, self.whole.generator))
+
 
 def here(isa: str, threads: int, target: Path, processor: str = "") -> Fingerprint:
     """What measurements taken now depend on: this machine, and a target by the folder of its sources.
@@ -29,11 +57,58 @@ def here(isa: str, threads: int, target: Path, processor: str = "") -> Fingerpri
     It holds the sources that decide the code, and what the default schedule is that ratios refer to; not
     those that describe, build, check or time it.
     """
-    sources = [target / "emit.py", *(target / "kernels").glob("*.py")]
-    sources += [file for name in ("space*.py", "*tiles.py", "widths.py") for file in target.glob(name)]
-    for runtime in (target / "runtime", target.parent / "runtime"):
-        sources += [*runtime.glob("*.cc"), *runtime.glob("*.h")]
-    return Fingerprint(isa, processor or cpu_model(), threads, source_hash(sources))
+    return Fingerprint(isa, processor or cpu_model(), threads, source_hash(sources(target)))
+
+
+def of_target(machine: Any, threads: int, processor: str = "") -> Here:
+    """Those of a target's kernels here; processor: where they are measured, if not where the target says."""
+    whole = here(machine.capabilities.name, threads, machine.folder, processor or machine.processor)
+    return by_kind(whole, machine.folder, machine.families)
+
+
+def by_kind(whole: Fingerprint, target: Path, families: Mapping[str, Sequence[str]]) -> Here:
+    """The same, kernel by kernel. families: by kind, the files in the folder in which writing it begins; what
+    they import counts too, and nothing else does.
+    """
+    found = sources(target)
+    generators = {kind: source_hash(written_by(files, target, found)) for kind, files in families.items()}
+    return Here(whole, generators)
+
+
+def sources(target: Path) -> list[Path]:
+    """The files of a target that shape what is measured.
+
+    Its C++ is among them where it is part of the kernels. A runtime with a device.h only calls a device,
+    whose own clock times kernels alone.
+    """
+    found = [target / "emit.py", *(target / "kernels").glob("*.py"), *(target / "programs").glob("*.py")]
+    found += [file for name in ("space*.py", "*tiles.py", "widths.py") for file in target.glob(name)]
+    found += [*target.glob("timeline.py"), *(target / "hivm").glob("*.py")]  # what simulates instead
+    if not (target / "runtime" / "device.h").exists():
+        for runtime in (target / "runtime", target.parent / "runtime"):
+            found += [*runtime.glob("*.cc"), *runtime.glob("*.h")]
+    return found
+
+
+def written_by(files: Sequence[str], target: Path, among: Sequence[Path]) -> list[Path]:
+    """Those files of a target with all that they import, as far as it is among its sources, and emit.py."""
+    left, found = [target / file for file in ("emit.py", *files)], list[Path]()
+    while left:
+        file = left.pop()
+        if file in among and file not in found:
+            found.append(file)
+            left += imports(file) if file.name != "emit.py" else []
+    return found
+
+
+def imports(file: Path) -> list[Path]:
+    """The files beside or above a module that it imports relatively."""
+    found = []
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            folder = file.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            found += [folder.with_suffix(".py"), *(folder / f"{name.name}.py" for name in node.names)]
+    return found
 
 
 def cpu_model() -> str:

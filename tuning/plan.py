@@ -9,7 +9,7 @@ from statistics import geometric_mean
 from typing import Any
 
 from ..targets.base import BUCKETS, Kernel, Schedule, Schedules, Space, merged, serving, spans
-from .fingerprint import Fingerprint
+from .fingerprint import Fingerprint, Here
 from .heuristic import Heuristic
 from .log import Log
 from .record import bare, spelled
@@ -87,7 +87,7 @@ def make_plan(
     kernels: Iterable[Kernel],
     spaces: Mapping[Kernel, Space],
     log: Log,
-    fingerprint: Fingerprint,
+    place: Fingerprint | Here,
     tuned: Collection[Kernel] = (),
     learned: Sequence[Heuristic] = (),
 ) -> Plan:
@@ -98,7 +98,7 @@ def make_plan(
     """
 
     def choose(kernel: Kernel) -> Choice:
-        return _choose(kernel, spaces[kernel], log, fingerprint, tuned, learned)
+        return _choose(kernel, spaces[kernel], log, place.of(kernel), tuned, learned)
 
     return Plan({kernel: choose(kernel) for kernel in kernels})
 

@@ -19,7 +19,7 @@ from typing import Self
 
 from ..targets.base import BUCKETS, Kernel, Schedules, Space
 from .contest import Contest
-from .fingerprint import Fingerprint
+from .fingerprint import Fingerprint, Here
 from .log import Log
 from .measure import Judge, Prepares
 from .record import Record, bare, spelled
@@ -89,7 +89,7 @@ def tune(
     judge: Judge,
     budget: Budget,
     log: Log,
-    fingerprint: Fingerprint,
+    place: Fingerprint | Here,
     *,
     weights: Mapping[Kernel, float] | None = None,
     retune: bool = False,
@@ -113,25 +113,25 @@ def tune(
     if budget.empty:
         return summary
     shares = _shares(spaces, weights or {})
-    untuned = [kernel for kernel in shares if retune or not log.tuned(kernel, fingerprint)]
+    untuned = [kernel for kernel in shares if retune or not log.tuned(kernel, place.of(kernel))]
     searched = _affordable(untuned, shares, budget.seconds)
     try:
         for number, kernel in enumerate(searched, 1):
             left = budget.seconds - (clock() - started)
             share = _share(searched[number - 1 :], shares, left)
-            contest = Contest(kernel, spaces[kernel], judge, log, fingerprint, versions or {})
+            contest = Contest(kernel, spaces[kernel], judge, log, place.of(kernel), versions or {})
             search = Search(contest, strategy(spaces[kernel]), starts(kernel), clock)
             summary.kernels.append(bare(kernel))
             for record in search.run(Budget(share, budget.trials)):
                 summary.trials += record.status not in NO_TRIALS
                 summary.seconds = clock() - started
                 if mirror is not None:
-                    mirror(spaces[kernel], log.of(kernel, fingerprint))
+                    mirror(spaces[kernel], log.of(kernel, place.of(kernel)))
                 progress(_progress(search, number, len(searched), record, summary.seconds))
         for kernel in untuned[len(searched) :]:
             why = "passed over: its share of the seconds was too small to search with"
             kept = dict(spaces[kernel].default)
-            log.append(Record(kernel, fingerprint, kept, "done", why, profile=log.profile_of(kernel)))
+            log.append(Record(kernel, place.of(kernel), kept, "done", why, profile=log.profile_of(kernel)))
     except KeyboardInterrupt:
         summary.interrupted = True
     summary.seconds = clock() - started

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from ..targets.base import Kernel, Space
-from .fingerprint import Fingerprint
+from .fingerprint import Fingerprint, Here
 from .log import Log
 from .measure import Judge
 from .record import bare
@@ -35,7 +35,7 @@ def tune_side_by_side(
     judge: SharedJudge,
     budget: Budget,
     log: Log,
-    fingerprint: Fingerprint,
+    place: Fingerprint | Here,
     *,
     weights: Mapping[Kernel, float] | None = None,
     retune: bool = False,
@@ -52,14 +52,14 @@ def tune_side_by_side(
         kernel
         for kernel, space in spaces.items()
         if any(len(values) > 1 for values in space.choices.values())
-        and (retune or not log.tuned(kernel, fingerprint))
+        and (retune or not log.tuned(kernel, place.of(kernel)))
     ]
     groups = shared_out(left, weights, judge.lanes if math.isfinite(budget.seconds) else len(left))
     told, options = _Told(len(set(map(bare, left))), progress), {"weights": weights, "retune": retune, **rest}
 
     def search(kernels: Sequence[Kernel]) -> Summary:
         mine = {kernel: spaces[kernel] for kernel in kernels}
-        return tune(mine, judge, budget, log, fingerprint, progress=told, **options)
+        return tune(mine, judge, budget, log, place, progress=told, **options)
 
     with ThreadPoolExecutor(max_workers=max(1, judge.lanes)) as pool:
         searches = [pool.submit(search, group) for group in groups]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ..targets.base import Kernel, Space
 from .contest import Contest
-from .fingerprint import Fingerprint
+from .fingerprint import Fingerprint, Here
 from .log import Log
 from .measure import Judge
 from .plan import Plan
@@ -17,7 +17,7 @@ def verify(
     spaces: Mapping[Kernel, Space],
     judge: Judge,
     log: Log,
-    fingerprint: Fingerprint,
+    place: Fingerprint | Here,
     versions: Mapping[str, str],
 ) -> None:
     """Races each schedule that was not measured here against the default, and logs what came of it.
@@ -26,6 +26,6 @@ def verify(
     CannotBuild if this machine cannot build or run kernels.
     """
     for kernel in plan.unmeasured:
-        contest = Contest(kernel, spaces[kernel], judge, log, fingerprint, versions)
+        contest = Contest(kernel, spaces[kernel], judge, log, place.of(kernel), versions)
         for schedules in (spaces[kernel].defaults, plan[kernel].schedules):
             contest.enter(schedules)

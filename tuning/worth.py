@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..targets.base import Kernel, Schedules, Space, bucket, merged, serving
-from .fingerprint import Fingerprint
+from .fingerprint import Fingerprint, Here
 from .log import Log
 from .measure import bucket_of
 from .plan import Choice, Plan
@@ -57,7 +57,7 @@ def worth(
     spaces: Mapping[Kernel, Space],
     uses: Mapping[Kernel, int],
     log: Log,
-    fingerprint: Fingerprint,
+    place: Fingerprint | Here,
     seconds: float = 0.0,
     trials: int = 0,
     interrupted: bool = False,
@@ -68,8 +68,8 @@ def worth(
     decode: dict[Kernel, tuple[float, float]] = {}
     prefill: dict[Kernel, tuple[float, float]] = {}
     for kernel, choice in plan.items():
-        known = [record for record in log.of(kernel, fingerprint) if record.status == "ok"]
-        ratios = _ratios(choice, spaces[kernel], log.ranked(kernel, fingerprint))
+        known = [record for record in log.of(kernel, place.of(kernel)) if record.status == "ok"]
+        ratios = _ratios(choice, spaces[kernel], log.ranked(kernel, place.of(kernel)))
         sizes = {tokens_of(point) for record in known for point in record.samples}
         if ratios is not None and sizes:
             for phase, tokens in ((decode, 1), (prefill, max(sizes))):

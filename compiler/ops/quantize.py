@@ -1,16 +1,17 @@
-"""Numbers in few bits: groups of 32 along the last axis share a scale.
+"""Numbers in few bits: groups of 32 along the last axis share a scale, or a whole row does.
 
 A weight w [.., N, K] is codes i8 [.., N, K] times scales f16 [.., N, K/32]: whole numbers in -127..127 for
-8 bits, in -8..7 for 4. round_trip(x) is what is left of activations that a kernel rounds to 8 bits.
+8 bits, in -8..7 for 4. round_trip(x) is what is left of activations that a kernel rounds to 8 bits. With
+group=ROW there is one scale a row, of a weight's output channel or a token: K/32 is 1 and K any number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..ir import FLOATS, Array, Op, Type, TypeMismatch, Value
+from ..ir import FLOATS, Array, Node, Op, Type, TypeMismatch, Value
 from .elementwise import ABS, CAST, DIV, GREATER_EQUAL, MAXIMUM, MINIMUM, MUL, NEG, ROUND, WHERE
 from .reduce import MAX, SUM
 from .rules import check_choice, check_dtype, check_shape
@@ -18,53 +19,74 @@ from .shape import RESHAPE
 from .sources import scalar
 
 GROUP = 32
-BLOCK = 1 << 11  # groups done at once, so that what is made of them on the way stays in the cache
+ROW = 0  # as a group: the whole row
+BLOCK = 1 << 16  # numbers done at once, about, so that what is made of them on the way stays in the cache
 RANGES = {8: (-127, 127), 4: (-8, 7)}  # bits -> the smallest and the largest code
+# A weight's format -> the attributes of the ops that make it and read it.
+FORMATS: Mapping[str, Mapping[str, int]] = {
+    "int4": {"bits": 4, "group": GROUP},
+    "int8": {"bits": 8, "group": GROUP},
+    "int8row": {"bits": 8, "group": ROW},
+}
 
 
-def _groups(x: Type) -> int:
-    """Groups in a row of x."""
+def format_of(node: Node) -> str:
+    """The format that a quantize or dequantize node is about."""
+    return next(name for name, attrs in FORMATS.items() if attrs == dict(node.attrs))
+
+
+def _size(x: Type, group: int) -> int:
+    """Numbers in a group of x."""
+    check_choice("group", group, (GROUP, ROW))
     columns = x.shape[-1] if x.rank else 0
-    if not isinstance(columns, int) or columns % GROUP or not columns:
-        raise TypeMismatch(f"the last axis is {columns}, but must be a multiple of {GROUP}")
-    return columns // GROUP
+    if not isinstance(columns, int) or not columns or columns % (group or columns):
+        number = f"a multiple of {group}" if group else "a known size above 0"
+        raise TypeMismatch(f"the last axis is {columns}, but must be {number}")
+    return group or columns
 
 
-def _quantize_type(w: Type, *, bits: int) -> tuple[Type, ...]:
+def _groups(x: Type, group: int) -> int:
+    """Groups in a row of x."""
+    size = _size(x, group)
+    return int(x.shape[-1]) // size
+
+
+def _quantize_type(w: Type, *, bits: int, group: int = GROUP) -> tuple[Type, ...]:
     check_choice("bits", bits, tuple(RANGES))
     check_dtype("the weight", w, ("f32",))
-    return Type("i8", w.shape), Type("f16", (*w.shape[:-1], _groups(w)))
+    return Type("i8", w.shape), Type("f16", (*w.shape[:-1], _groups(w, group)))
 
 
-def _dequantize_type(codes: Type, scales: Type, *, bits: int) -> tuple[Type, ...]:
+def _dequantize_type(codes: Type, scales: Type, *, bits: int, group: int = GROUP) -> tuple[Type, ...]:
     check_choice("bits", bits, tuple(RANGES))
     check_dtype("codes", codes, ("i8",))
     check_dtype("scales", scales, ("f16",))
-    check_shape("scales", scales, (*codes.shape[:-1], _groups(codes)))
+    check_shape("scales", scales, (*codes.shape[:-1], _groups(codes, group)))
     return (Type("f32", codes.shape),)
 
 
-def _round_trip_type(x: Type) -> tuple[Type, ...]:
+def _round_trip_type(x: Type, *, group: int = GROUP) -> tuple[Type, ...]:
     check_dtype("x", x, FLOATS)
-    _groups(x)
+    _groups(x, group)
     return (x,)
 
 
-def _quantize(w: Array, *, bits: int) -> tuple[Array, Array]:
+def _quantize(w: Array, *, bits: int, group: int = GROUP) -> tuple[Array, Array]:
     """Always computed from f32, so that double precision elsewhere does not change a weight's codes."""
-    groups = np.ascontiguousarray(w, np.float32).reshape(-1, GROUP)
+    size = group or w.shape[-1]
+    groups = np.ascontiguousarray(w, np.float32).reshape(-1, size)
     codes, scales = np.empty(groups.shape, np.int8), np.empty(len(groups), np.float16)
-    for start in range(0, len(groups), BLOCK):
-        part = slice(start, start + BLOCK)
+    step = max(1, BLOCK // size)
+    for start in range(0, len(groups), step):
+        part = slice(start, start + step)
         scales[part] = _encode(groups[part], codes[part], bits)
     wide = np.float16 if w.dtype == np.float32 else w.dtype
-    return codes.reshape(w.shape), scales.reshape(*w.shape[:-1], w.shape[-1] // GROUP).astype(
-        wide, copy=False
-    )
+    shape = (*w.shape[:-1], w.shape[-1] // size)
+    return codes.reshape(w.shape), scales.reshape(shape).astype(wide, copy=False)
 
 
 def _encode(w: Array, codes: Array, bits: int) -> Array:
-    """Write the codes of groups w [g, 32]; gives their scales f16 [g].
+    """Write the codes of groups w [g, numbers]; gives their scales f16 [g].
 
     4 bits: the number furthest from 0 becomes -8 first, whatever its sign. Then, twice, a scale becomes that
     with which the codes are closest to w (least squares), and the codes those that this scale gives.
@@ -94,26 +116,27 @@ def _codes(w: Array, scales: Array, bits: int) -> Array:
     return chosen
 
 
-def _dequantize(codes: Array, scales: Array, *, bits: int) -> Array:
+def _dequantize(codes: Array, scales: Array, *, bits: int, group: int = GROUP) -> Array:
     dtype = np.float32 if scales.dtype == np.float16 else scales.dtype
-    grouped = codes.reshape(*scales.shape, GROUP).astype(dtype)
+    grouped = codes.reshape(*scales.shape, group or codes.shape[-1]).astype(dtype)
     grouped *= scales[..., None].astype(dtype)
     return grouped.reshape(codes.shape)
 
 
-def _round_trip(x: Array) -> Array:
-    groups = x.reshape(*x.shape[:-1], x.shape[-1] // GROUP, GROUP)
+def _round_trip(x: Array, *, group: int = GROUP) -> Array:
+    size = group or x.shape[-1]
+    groups = x.reshape(*x.shape[:-1], x.shape[-1] // size, size)
     scales = np.abs(groups).max(axis=-1, keepdims=True) / np.asarray(127, x.dtype)
     safe = np.where(scales > 0, scales, np.asarray(1, x.dtype))
     return np.asarray(np.rint(groups / safe) * scales).reshape(x.shape)
 
 
-def _grouped(x: Value) -> Value:
-    return RESHAPE(x, shape=(*x.shape[:-1], _groups(x.type), GROUP))
+def _grouped(x: Value, group: int) -> Value:
+    return RESHAPE(x, shape=(*x.shape[:-1], _groups(x.type, group), _size(x.type, group)))
 
 
-def _expand_quantize(w: Value, *, bits: int) -> Sequence[Value]:
-    groups, last = _grouped(w), w.type.rank
+def _expand_quantize(w: Value, *, bits: int, group: int) -> Sequence[Value]:
+    groups, last = _grouped(w, group), w.type.rank
     high = MAX(groups, axes=(last,), keepdims=True)
     low = NEG(MAX(NEG(groups), axes=(last,), keepdims=True))
     largest = WHERE(GREATER_EQUAL(high, NEG(low)), high, low)
@@ -142,21 +165,21 @@ def _quotient(groups: Value, scales: Value) -> Value:
     return WHERE(some, zero, DIV(groups, WHERE(some, one, scales)))
 
 
-def _expand_dequantize(codes: Value, scales: Value, *, bits: int) -> Sequence[Value]:
+def _expand_dequantize(codes: Value, scales: Value, *, bits: int, group: int) -> Sequence[Value]:
     wide = RESHAPE(CAST(scales, dtype="f32"), shape=(*scales.shape, 1))
-    return (RESHAPE(MUL(CAST(_grouped(codes), dtype="f32"), wide), shape=codes.shape),)
+    return (RESHAPE(MUL(CAST(_grouped(codes, group), dtype="f32"), wide), shape=codes.shape),)
 
 
-def _expand_round_trip(x: Value) -> Sequence[Value]:
-    groups = _grouped(x)
+def _expand_round_trip(x: Value, *, group: int) -> Sequence[Value]:
+    groups = _grouped(x, group)
     largest = MAX(ABS(groups), axes=(x.type.rank,), keepdims=True)
     scales = DIV(largest, scalar(127, x.type.dtype))
     return (RESHAPE(MUL(ROUND(_quotient(groups, scales)), scales), shape=x.shape),)
 
 
-# quantize(w f32 [.., N, K]; bits) -> codes i8 [.., N, K], scales f16 [.., N, K/32]
+# quantize(w f32 [.., N, K]; bits, group) -> codes i8 [.., N, K], scales f16 [.., N, K/32]
 QUANTIZE = Op("quantize", _quantize_type, _quantize, _expand_quantize, rowwise=lambda w, **attrs: w.rank > 1)
-# dequantize(codes, scales; bits) -> f32 [.., N, K]; bits say what range the codes have
+# dequantize(codes, scales; bits, group) -> f32 [.., N, K]; bits say what range the codes have
 DEQUANTIZE = Op(
     "dequantize",
     _dequantize_type,
@@ -164,5 +187,5 @@ DEQUANTIZE = Op(
     _expand_dequantize,
     rowwise=lambda codes, *_, **attrs: codes.rank > 1,
 )
-# round_trip(x [.., K]): each group to 8 bits and back, scale = largest / 127, halves to even
+# round_trip(x [.., K]; group): each group to 8 bits and back, scale = largest / 127, halves to even
 ROUND_TRIP = Op("round_trip", _round_trip_type, _round_trip, _expand_round_trip)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Sequence
-from pathlib import Path
 
 from ..base import CannotBuild
+from .cache import kept
 from .lowering import Linalg
 from .toolchain import find
 
@@ -46,11 +46,19 @@ PASSES = (
     "--reconcile-unrealized-casts",
 )
 CPU = "x86-64-v3"
+LIMIT_S = 300
 
 
 def object_code(linalg: Linalg) -> bytes:
-    """An ELF object for x86-64-v3. Raises CannotBuild with MLIR's words."""
-    made = _run("mlir-opt", PASSES, linalg.text.encode())
+    """An ELF object for x86-64-v3; from the cache where it was made before. Raises CannotBuild with MLIR's
+    words.
+    """
+    return kept("host", (linalg.text, PASSES, CPU), lambda: compiled(linalg.text))
+
+
+def compiled(text: str) -> bytes:
+    """The object, made from a module's text."""
+    made = _run("mlir-opt", PASSES, text.encode())
     made = _run("mlir-translate", ("--mlir-to-llvmir",), made)
     made = _run("opt", ("-O2", f"-mcpu={CPU}"), made)
     return _run("llc", ("-O2", f"-mcpu={CPU}", "-relocation-model=pic", "-filetype=obj"), made)
@@ -58,10 +66,14 @@ def object_code(linalg: Linalg) -> bytes:
 
 def _run(tool: str, arguments: Sequence[str], given: bytes) -> bytes:
     found = find()
-    environment = os.environ | {"LD_LIBRARY_PATH": str(found.libraries)}
-    done = subprocess.run(
-        [Path(found.mlir / tool), *arguments], input=given, capture_output=True, env=environment
-    )
+    libraries = filter(None, (str(found.libraries), os.environ.get("LD_LIBRARY_PATH")))
+    environment = os.environ | {"LD_LIBRARY_PATH": os.pathsep.join(libraries)}
+    command = [str(found.mlir / tool), *arguments]
+    try:
+        done = subprocess.run(command, input=given, capture_output=True, env=environment, timeout=LIMIT_S)
+    except subprocess.TimeoutExpired:
+        raise CannotBuild(f"{tool} did not end within {LIMIT_S} s") from None
     if done.returncode:
-        raise CannotBuild(f"{tool} failed: {done.stderr.decode(errors='replace')[:1500]}")
+        words = done.stderr.decode(errors="replace")[:1500]
+        raise CannotBuild(f"{tool} failed with status {done.returncode}: {words}")
     return done.stdout

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import re
 import subprocess
+import tempfile
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..base import CannotBuild
-from .program import Step
+from .cache import kept
+from .program import Argument, Pointer, Step
 from .soc import Soc
 from .toolchain import find
 
+FOLDER = Path(__file__).parent / "kernels"
 LONGEST_NAME = 49  # of a kernel, for the vendor's runtime
 MIX_MODE = re.compile(r', mix_mode\s*=\s*"[^"]*"')  # what comes after Triton refuses it
+LIMIT_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,19 +42,17 @@ class Linalg:
 
 
 class Lowering:
-    """A process of the toolchain's Python. One request at a time."""
+    """A process of the toolchain's Python, from the first request on. One request at a time.
+
+    Where it died, where this is a fork of who started it, or where kernels were changed, there is a new one.
+    """
 
     def __init__(self) -> None:
-        here = Path(__file__).parent
         self._lock = threading.Lock()
-        self._process = subprocess.Popen(
-            [find().python, "-P", "-m", "kernels"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=os.environ | {"PYTHONPATH": str(here), "PYTHONDONTWRITEBYTECODE": "1"},
-        )
+        self._process: subprocess.Popen[str] | None = None
+        self._words: IO[bytes] | None = None
+        self._began = ("", 0)  # with which kernels, by whom
+        atexit.register(self.close)
 
     def __call__(self, step: Step, soc: Soc) -> Linalg:
         """Raises CannotBuild with Triton's words."""
@@ -59,27 +63,69 @@ class Lowering:
             "constants": dict(step.constants),
             "soc": soc.name,
         }
-        answer = self._ask(request)
-        if "error" in answer:
-            raise CannotBuild(f"{step.function} with {dict(step.constants)}: {answer['error']}")
+        written_by = sources()
+        line = json.dumps(request)
+        answer = json.loads(kept("lowered", (line, written_by), lambda: self._answer(line, written_by)))
         text = MIX_MODE.sub("", answer["linalg"])
         name = unique(answer["name"], text)
         return Linalg(name, text.replace(f"@{answer['name']}(", f"@{name}("), answer["mixed"])
 
-    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
+    def _answer(self, request: str, written_by: str) -> bytes:
         with self._lock:
-            try:
-                self._process.stdin.write(json.dumps(request) + "\n")
-                self._process.stdin.flush()
-                line = self._process.stdout.readline()
-            except OSError:
-                line = ""
-        if not line:
-            return {"error": f"the toolchain's process died with status {self._process.wait()}"}
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+            answer = self._ask(self._ready(written_by), request)
+        if "error" in answer:
+            asked = json.loads(request)
+            raise CannotBuild(f"{asked['function']} with {asked['constants']}: {answer['error']}")
+        return json.dumps(answer).encode()
+
+    def _ask(self, process: subprocess.Popen[str], request: str) -> Mapping[str, Any]:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        late = threading.Timer(LIMIT_S, process.kill)
+        late.start()
+        try:
+            process.stdin.write(request + "\n")
+            process.stdin.flush()
+            answer: dict[str, Any] = json.loads(process.stdout.readline())
+            return answer
+        except (OSError, ValueError):
+            process.kill()
+            status = process.wait()
+            ended = "was ended" if late.is_alive() else f"gave no answer in {LIMIT_S:.0f} s and was ended"
+            return {"error": f"the toolchain's process {ended} with status {status}{self._last_words()}"}
+        finally:
+            late.cancel()
+
+    def _ready(self, written_by: str) -> subprocess.Popen[str]:
+        """The process, a new one where there is none that can be asked."""
+        wanted = (written_by, os.getpid())
+        if self._process is None or self._began != wanted or self._process.poll() is not None:
+            self.close()
+            self._words = tempfile.TemporaryFile()
+            self._process = subprocess.Popen(
+                [find().python, "-P", "-m", FOLDER.name],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._words,
+                text=True,
+                env=os.environ | {"PYTHONPATH": str(FOLDER.parent), "PYTHONDONTWRITEBYTECODE": "1"},
+            )
+            self._began = wanted
+        return self._process
+
+    def _last_words(self) -> str:
+        if self._words is None:
+            return ""
+        self._words.seek(0)
+        lines = self._words.read().decode(errors="replace").strip().splitlines()
+        return f" and the words {lines[-1]!r}" if lines else ""
+
+    def close(self) -> None:
+        """Ends the process, whatever it is doing; that of who was forked is left to him."""
+        if self._process is not None and self._began[1] == os.getpid():
+            self._process.kill()
+            self._process.communicate()
+        self._process = None
 
 
 @cache
@@ -88,9 +134,17 @@ def lowering() -> Lowering:
     return Lowering()
 
 
-def triton_type(argument: Any) -> str:
+def sources() -> str:
+    """A hash of the kernels' files: others may be lowered to others."""
+    digest = sha256()
+    for file in sorted(FOLDER.glob("*.py")):
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def triton_type(argument: Argument) -> str:
     """An argument's type in Triton's words: of memory with a star."""
-    return f"*{argument.type}" if hasattr(argument, "port") else str(argument.type)
+    return f"*{argument.type}" if isinstance(argument, Pointer) else argument.type
 
 
 def unique(name: str, text: str) -> str:

@@ -9,10 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..base import Kernel, Schedule
+from ..listing import SIZES as SIZES
 from .soc import Soc
 
-# Known at run time; the runtime's enum Size has them as kM, kBatch, ..
-SIZES = ("m", "batch", "tokens", "seen", "room")
 CPP: Mapping[str, str] = {
     "+": "({} + {})",
     "-": "({} - {})",

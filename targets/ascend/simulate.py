@@ -18,7 +18,8 @@ import numpy as np
 
 from ...compiler.ir import Array
 from .. import native
-from .host import object_code
+from .cache import kept
+from .host import CPU, PASSES, object_code
 from .lowering import Linalg, lowering
 from .program import Number, Pointer, Step
 from .soc import Soc
@@ -108,13 +109,21 @@ _LIBRARIES: dict[str, ctypes.CDLL] = {}
 def built(linalg: Linalg) -> ctypes.CDLL:
     """The function for this CPU, loaded; once for a process."""
     if linalg.name not in _LIBRARIES:
-        with tempfile.TemporaryDirectory(prefix="moec-") as name:
-            folder = Path(name)
-            (folder / "kernel.o").write_bytes(object_code(linalg))
-            compiler = native.find_compiler()
-            (on_chip,) = native.runtime_objects(compiler, [ON_CHIP])
-            native.run(
-                compiler, "-shared", "kernel.o", on_chip, "-lm", "-o", folder / "kernel.so", folder=folder
-            )
-            _LIBRARIES[linalg.name] = ctypes.CDLL(str(folder / "kernel.so"))
+        compiler = native.find_compiler()
+        (on_chip,) = native.runtime_objects(compiler, [ON_CHIP])
+        shared = kept("library", (linalg.text, PASSES, CPU, on_chip.name), lambda: linked(linalg, on_chip))
+        with tempfile.NamedTemporaryFile(prefix="moec-", suffix=".so") as file:
+            file.write(shared)
+            file.flush()
+            _LIBRARIES[linalg.name] = ctypes.CDLL(file.name)
     return _LIBRARIES[linalg.name]
+
+
+def linked(linalg: Linalg, on_chip: Path) -> bytes:
+    """A shared library of the function and what it calls."""
+    with tempfile.TemporaryDirectory(prefix="moec-") as name:
+        folder = Path(name)
+        (folder / "kernel.o").write_bytes(object_code(linalg))
+        options = ("-shared", "kernel.o", on_chip, "-lm", "-o", "kernel.so")
+        native.run(native.find_compiler(), *options, folder=folder)
+        return (folder / "kernel.so").read_bytes()

@@ -5,12 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ..base import Kernel, Schedule, Space
+from ..regions import BITS
 from .program import Builder, Step
-from .programs import rows
+from .programs import gate, latent, matmul, quantized, rows
 from .soc import Soc
 
-BUILDERS: Mapping[str, Builder] = {**rows.BUILDERS}
-SPACES: Mapping[str, Callable[[Kernel, Soc], Space]] = {**rows.SPACES}
+BUILDERS: Mapping[str, Builder] = {
+    **gate.BUILDERS,
+    **latent.BUILDERS,
+    **matmul.BUILDERS,
+    **quantized.BUILDERS,
+    **rows.BUILDERS,
+}
+SPACES: Mapping[str, Callable[[Kernel, Soc], Space]] = {
+    **gate.SPACES,
+    **latent.SPACES,
+    **matmul.SPACES,
+    **quantized.SPACES,
+    **rows.SPACES,
+}
 
 
 def space(kernel: Kernel, soc: Soc) -> Space:
@@ -24,9 +37,10 @@ def steps(kernel: Kernel, schedule: Schedule, soc: Soc) -> list[Step]:
 
 
 def known(kernel: Kernel) -> str:
-    """The kernel's kind. Raises ValueError where there is no such kernel."""
-    if kernel.kind in BUILDERS:
-        return kernel.kind
-    raise ValueError(
-        f"the ascend target has no {kernel.kind!r} kernel; there are {', '.join(sorted(BUILDERS))}"
-    )
+    """The kernel's kind, with the format of weights in few bits behind. Raises ValueError where there is no
+    such kernel.
+    """
+    name = f"{kernel.kind} {kernel.weights}" if kernel.weights in BITS else kernel.kind
+    if name in BUILDERS:
+        return name
+    raise ValueError(f"the ascend target has no {name!r} kernel; there are {', '.join(sorted(BUILDERS))}")

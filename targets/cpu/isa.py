@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import platform
 from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path
 
-CPU_INFO = Path("/proc/cpuinfo")
+from ..flags import V3 as V3_FEATURES
+from ..flags import cpu_flags as cpu_flags
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +29,6 @@ class Isa:
         return self.name
 
 
-V3_FEATURES = ("avx2", "fma", "bmi1", "bmi2", "f16c", "movbe", "abm")
 V3 = Isa("x86-64-v3", "x86-64-v3", (), 8, 16, V3_FEATURES)
 # LLVM would rather use half of each register on this level; the kernels are written for all of it.
 V4_FEATURES = ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
@@ -71,15 +68,6 @@ def named(name: str) -> Isa:
         if isa.name == name:
             return isa
     raise ValueError(f"no instruction set is called {name!r}; there are {', '.join(map(str, ISAS))}")
-
-
-@cache
-def cpu_flags() -> frozenset[str]:
-    """What this CPU and its system offer, in Linux's words; empty where that can't be read."""
-    if platform.machine() not in ("x86_64", "AMD64") or not CPU_INFO.exists():
-        return frozenset()
-    lines = CPU_INFO.read_text().splitlines()
-    return frozenset(next((line.split(":", 1)[1] for line in lines if line.startswith("flags")), "").split())
 
 
 def supports(isa: Isa) -> bool:

@@ -35,6 +35,8 @@ class Target:
     caches: ClassVar[Sequence[str]] = ("f32", "bf16")  # the first is the default
     widest: ClassVar[str] = "f32"  # the format of weights that every kernel reads
     tools: ClassVar[Sequence[str]] = ("moec", "apache-tvm")  # packages that shape its code
+    versions: ClassVar[Mapping[str, str]] = {}  # of what shapes its code and is no package of this Python
+    families: ClassVar[Mapping[str, Sequence[str]]] = {}  # all sources shape all kernels: its C++ does
     addresses: ClassVar[int | None] = None  # bytes of addresses for a tuning worker: as many as of memory
 
     @property
@@ -124,6 +126,10 @@ class Target:
         """The kernel library. Raises CannotBuild where there is no C++ compiler."""
         return build.link(emitted, out, self.isa)
 
+    def files(self, emitted: Sequence[Emitted]) -> Mapping[str, bytes]:
+        """What else an artifact holds, by path in it: nothing."""
+        return {}
+
 
 def target(level: str | None = None) -> Target:
     """The target for an instruction set by name, else for this machine's. Raises ValueError."""
@@ -137,7 +143,7 @@ def unfit(facts: Mapping[str, Any]) -> str:
     return lacks if missing else ""
 
 
-def read_bandwidth(threads: int) -> float:
+def read_bandwidth(threads: int, isa: str) -> float:
     """Bytes per second that this machine reads from memory with so many threads, at best."""
     return memory.read_bandwidth(threads)
 

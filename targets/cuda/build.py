@@ -11,7 +11,8 @@ from .nvcc import find_nvcc, includes
 from .sm import Sm
 from .table import images, table
 
-RUNTIME = sorted((*native.SHARED.glob("*.cc"), *(Path(__file__).parent / "runtime").glob("*.cc")))
+FOLDERS = (native.SHARED, native.SHARED / "device", Path(__file__).parent / "runtime")
+RUNTIME = sorted(file for folder in FOLDERS for file in folder.glob("*.cc"))
 EXPORTS = (
     "{ global: CreateEpFactories; ReleaseEpFactory; moec_launch; moec_counts; moec_elapsed_us; local: *; };"
 )

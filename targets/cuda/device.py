@@ -19,12 +19,12 @@ from ..base import BUCKETS, Kernel, Schedule, Schedules, serving
 from ..cases import Draw
 from ..cases_bf16 import Example
 from ..checks import checked, tokens, where
+from ..listing import op_name
 from ..sample import draws, unwritten
 from .buffers import MARGIN, Buffer, library, placed
 from .calls import Call, Calls, calls_of, settings
 from .driver import Driver, driver
 from .sm import named
-from .table import op_name
 
 LIBRARY = "kernel.so"
 MOST_BYTES = 4 << 30  # of one weight: fewer experts are tried than a model has, where all would be more

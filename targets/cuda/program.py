@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..base import Kernel, Schedule
+from ..listing import SIZES as SIZES
 from .sm import Sm
-
-# Known at run time; enum Size in runtime/launch.h has them as kM, kBatch, ..
-SIZES = ("m", "batch", "tokens", "seen", "room")
 
 
 @dataclass(frozen=True, slots=True)

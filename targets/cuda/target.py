@@ -11,9 +11,9 @@ from ...compiler.ir import Node
 from ...compiler.pipeline import Pass
 from ...passes.layout import Layout
 from ...passes.precision import ALL_BF16, Policy
-from .. import bf16
+from .. import bf16, listing
 from ..base import CannotBuild, Capabilities, Emitted, Kernel, Schedule, Schedules, Space
-from . import build, driver, memory, sm, space, table
+from . import build, driver, memory, sm, space
 
 # What to do about an artifact that this machine does not run.
 REMEDY = "run it where such a GPU is; load it with kernels=False for its standard ops, which are slow"
@@ -22,6 +22,17 @@ REMEDY = "run it where such a GPU is; load it with kernels=False for its standar
 KERNEL_LIMITS = {"mean_error": 3e-3, "max_error": 5e-2}
 GPU = {"memory": "gpu", "vendor": 0x10DE}  # as onnxruntime names the memory that kernels read and write
 USUAL = "NVIDIA H200"  # what schedules are taken from where there is no GPU
+
+# By kind of kernel, where the sources that write it begin.
+FAMILIES: Mapping[str, Sequence[str]] = {
+    **dict.fromkeys(bf16.MATMULS, ("kernels/matmul.py", "space_matmul.py")),
+    **dict.fromkeys(("embedding", "angles", "rms_norm"), ("kernels/rows.py", "space_rows.py")),
+    **dict.fromkeys(("top_k_gate", "permute", "route"), ("kernels/gate.py", "space_rows.py")),
+    **dict.fromkeys(("rotary", "append", "attention"), ("kernels/heads.py", "space_rows.py")),
+    **dict.fromkeys(
+        ("latent_write", "latent_attention", "mla_decode"), ("kernels/latent.py", "space_latent.py")
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +46,8 @@ class Target:
     caches: ClassVar[Sequence[str]] = ("bf16",)
     widest: ClassVar[str] = "bf16"  # the format of weights that every kernel reads
     tools: ClassVar[Sequence[str]] = ("moec", "tilelang", "nvidia-cuda-nvcc")  # packages that shape its code
+    versions: ClassVar[Mapping[str, str]] = {}  # of what shapes its code and is no package of this Python
+    families: ClassVar[Mapping[str, Sequence[str]]] = FAMILIES
     addresses: ClassVar[int | None] = 1 << 46  # of a tuning worker, in bytes: the driver reserves very many
 
     @property
@@ -101,7 +114,7 @@ class Target:
 
     def op_name(self, kernel: Kernel, schedules: Schedules) -> str:
         """The kernel's operator in onnxruntime."""
-        return table.op_name(kernel, schedules)
+        return listing.op_name(kernel, schedules)
 
     def is_cold(self, weights: float) -> bool:
         """Whether a model of so many bytes finds its weights in memory when it comes to them again."""
@@ -129,6 +142,10 @@ class Target:
     def link(self, emitted: Sequence[Emitted], out: Path) -> Path:
         """The execution provider. Raises CannotBuild where there is no C++ compiler."""
         return build.link(emitted, out, self.sm)
+
+    def files(self, emitted: Sequence[Emitted]) -> Mapping[str, bytes]:
+        """What else an artifact holds, by path in it: nothing."""
+        return {}
 
 
 def target(level: str | None = None) -> Target:
@@ -162,7 +179,7 @@ def unfit(facts: Mapping[str, Any]) -> str:
     return "" if here == facts.get("isa") else f"{built}this machine's GPU is {here}"
 
 
-def read_bandwidth(threads: int) -> float:
+def read_bandwidth(threads: int, isa: str) -> float:
     """Bytes per second that the GPU reads from its memory, at best. Raises CannotBuild without a GPU."""
     try:
         return memory.read_bandwidth()

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from moec.targets.cuda import target
-from moec.tuning.fingerprint import here
+from moec.tuning.fingerprint import of_target
 from moec.tuning.log import Log
 
 from ..device import index, kernels
@@ -67,7 +67,7 @@ class Setting:
 
     def ours(self, entry: Entry) -> Ours:
         """A kernel ready to be called."""
-        return Ours(self.folder, entry, self.log, self.place)
+        return Ours(self.folder, entry, self.log, self.place.of(entry.kernel))
 
     def find(self, kind: str, **dims: int) -> Entry | None:
         """The first kernel of these sizes."""
@@ -204,7 +204,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_grad_enabled(False)
     machine, limits = target.target(), ceilings()
-    place = here(machine.capabilities.name, 1, machine.folder, machine.processor)
+    place = of_target(machine, 1)
     log = Log(options.log) if options.log else None
     known = index.read(options.folder)
     setting = Setting(options.folder, known, log, place, limits, not options.no_compile)

@@ -89,6 +89,7 @@ def write_config(folder: Path, config: dict[str, object]) -> Path:
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     return folder
 
+
 # DeepSeek-V3 as published: 671 billion parameters, 37 billion of them for a token.
 V3: dict[str, object] = {
     "architectures": ["DeepseekV3ForCausalLM"],

@@ -208,7 +208,7 @@ def test_links_are_not_followed(copy: Path, tmp_path: Path) -> None:
         load(copy)
 
 
-@pytest.mark.parametrize("name", ["../manifest.json", "/etc/hostname", "a/b", ".."])
+@pytest.mark.parametrize("name", ["../manifest.json", "/etc/hostname", "a/../../b", "a//b", "a/", "", ".."])
 def test_files_outside_are_refused(copy: Path, name: str) -> None:
     edit(copy, lambda manifest: manifest["files"].update({name: {"size": 1, "sha256": "0"}}))
     with pytest.raises(BadArtifact, match="no file name inside the artifact"):

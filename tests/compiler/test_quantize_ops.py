@@ -75,6 +75,27 @@ def test_codes_are_in_their_range(
     np.testing.assert_array_equal(back.reshape(-1, 32), wide)
 
 
+@pytest.mark.parametrize("shape", [(6, 37), (2, 3, 64), (4, 1)])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_whole_row_may_share_a_scale(everywhere: Run, shape: tuple[int, ...], bits: int) -> None:
+    w = real(*shape)
+    w[0] = 0
+    codes, scales = everywhere(quantize.QUANTIZE, w, bits=bits, group=quantize.ROW)
+    assert (scales.dtype, scales.shape) == (np.float16, (*shape[:-1], 1))
+    assert not codes[0].any()
+    back = everywhere(quantize.DEQUANTIZE, codes, scales, bits=bits, group=quantize.ROW)[0]
+    np.testing.assert_array_equal(back, codes * scales.astype(np.float32))
+    largest = np.abs(w).max(-1, keepdims=True)
+    assert (np.abs(back - w) <= largest / {8: 253, 4: 6}[bits]).all()
+    trip = everywhere(quantize.ROUND_TRIP, w, group=quantize.ROW)[0]
+    assert (np.abs(trip - w) <= largest / 253).all()
+
+
+def test_formats_name_what_the_ops_do() -> None:
+    for name, attrs in quantize.FORMATS.items():
+        assert quantize.format_of(make(quantize.QUANTIZE, source("w", "f32", 4, 64), **attrs)) == name
+
+
 def test_codes_are_the_nearest(run: Run) -> None:
     w = awkward(7, 256)
     for bits in (4, 8):
@@ -152,6 +173,10 @@ def test_quantize_refuses() -> None:
         quantize.DEQUANTIZE(source("c", "i8", 4, 64), source("s", "f16", 4, 1), bits=4)
     with pytest.raises(TypeMismatch, match="the last axis is B"):
         quantize.ROUND_TRIP(source("x", "f32", 4, B))
+    with pytest.raises(TypeMismatch, match="the last axis is B, but must be a known size above 0"):
+        quantize.ROUND_TRIP(source("x", "f32", 4, B), group=quantize.ROW)
+    with pytest.raises(TypeMismatch, match="group is 16"):
+        quantize.QUANTIZE(source("w", "f32", 4, 64), bits=8, group=16)
 
 
 def byte(codes: Any, p: int, c: int, j: int, b: int, lanes: int, bits: int, halves: int) -> int:

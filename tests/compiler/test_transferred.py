@@ -127,8 +127,9 @@ def test_what_a_gpu_measured_holds_for_any_number_of_threads() -> None:
         for machine in (cpu, gpu)
         for threads in (1, 3)
     }
-    assert place["cuda", 3] == place["cuda", 1] == here("sm_90a", 1, gpu.folder, gpu.processor)
-    assert place["cpu", 3] == replace(place["cpu", 1], threads=3)
+    assert place["cuda", 3] == place["cuda", 1]
+    assert place["cuda", 1].whole == here("sm_90a", 1, gpu.folder, gpu.processor)
+    assert place["cpu", 3].whole == replace(place["cpu", 1].whole, threads=3)
 
 
 def test_a_driver_may_reserve_more_addresses_than_there_is_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,26 +12,44 @@ from layers import apart, decoder
 
 from moec.compiler.ops.region import REGION
 from moec.compiler.pipeline import run
+from moec.passes.caches import NarrowCaches
+from moec.passes.precision import Precision
+from moec.targets.ascend import device as ascend
+from moec.targets.ascend import soc
+from moec.targets.ascend.target import Target as AscendTarget
 from moec.targets.base import BUCKETS, Kernel, Schedule, Schedules
 from moec.targets.cpu import isa
 from moec.targets.cpu.device import Device
 from moec.targets.cpu.target import Target
 
-TARGETS = [Target(level) for level in isa.ISAS]
-RUNNABLE = [target for target in TARGETS if isa.supports(target.isa)]
+from ..targets.ascend import wrong
+
+CPUS = [Target(level) for level in isa.ISAS]
+RUNNABLE = [target for target in CPUS if isa.supports(target.isa)]
+ASCEND = AscendTarget(soc.SOCS[0])
 SAMPLED = 2
 
 
 def kernels(target: Any) -> list[Kernel]:
-    """One kernel of each kind that layers ask for."""
+    """One kernel of each kind that layers ask for, as a model's are without any wishes."""
+    policy = target.policies["none"]
+    narrow = [NarrowCaches()] if target.caches[0] == "bf16" else []
+    rounding = [Precision(policy, target.formats, target.widest)] if policy else []
     layers = (decoder(latent=True), decoder(latent=False), apart())
-    graphs = [run(graph, target.passes)[0] for graph in layers]
+    graphs = [run(graph, (*narrow, *target.passes, *rounding))[0] for graph in layers]
     found = {target.kernel_of(node) for graph in graphs for node in graph if node.op is REGION}
     by_kind = {kernel.kind: kernel for kernel in sorted(found, key=str)}
     return [by_kind[kind] for kind in sorted(by_kind)]
 
 
-KERNELS = kernels(TARGETS[0])
+KERNELS = kernels(CPUS[0])
+ASCEND_KERNELS = kernels(ASCEND)
+# Each target with each of its kernels.
+PAIRS = [
+    pytest.param(target, kernel, id=f"{target.capabilities.name}-{kernel.kind}")
+    for target, every in [*((cpu, KERNELS) for cpu in CPUS), (ASCEND, ASCEND_KERNELS)]
+    for kernel in every
+]
 
 
 def admitted(target: Any, kernel: Kernel) -> Iterator[Schedule]:
@@ -61,12 +80,7 @@ def mixed(target: Any, kernel: Kernel) -> Schedules:
     return dict(zip(BUCKETS, alike))
 
 
-@pytest.fixture(params=TARGETS, ids=lambda target: str(target.isa))
-def target(request: pytest.FixtureRequest) -> Any:
-    return request.param
-
-
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.kind)
+@pytest.mark.parametrize(("target", "kernel"), PAIRS)
 def test_defaults_and_known_points_may_run(target: Any, kernel: Kernel) -> None:
     space = target.space(kernel)
     assert space.objection_to(space.defaults) is None
@@ -75,16 +89,22 @@ def test_defaults_and_known_points_may_run(target: Any, kernel: Kernel) -> None:
         assert space.objection(schedule) is None
 
 
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.kind)
+@pytest.mark.parametrize(("target", "kernel"), PAIRS)
 def test_what_is_outside_the_space_is_named(target: Any, kernel: Kernel) -> None:
     space = target.space(kernel)
     for knob in space.choices:
         assert knob in (space.objection({**space.default, knob: -1}) or "")
 
 
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.kind)
-def test_a_schedule_is_always_the_same_code(target: Any, kernel: Kernel) -> None:
-    first, second = (target.emit(kernel, target.space(kernel).defaults) for _ in range(2))
+@pytest.mark.parametrize(("target", "kernel"), PAIRS)
+def test_a_schedule_is_always_the_same_code(
+    target: Any, kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    for cache in ("one", "other"):  # nothing that was made before is there
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / cache))
+        made.append(target.emit(kernel, target.space(kernel).defaults))
+    first, second = made
     assert first.kernel == kernel
     assert first.object_code == second.object_code
     assert all(len(set(symbols)) == len(symbols) for symbols in first.symbols)
@@ -98,7 +118,16 @@ def test_admitted_schedules_equal_the_reference(target: Target, kernel: Kernel) 
         assert device.bench(kernel, schedules).check() is None
 
 
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.kind)
+@pytest.mark.parametrize("kernel", ASCEND_KERNELS, ids=lambda kernel: kernel.kind)
+def test_admitted_schedules_fit_the_vendors_compiler_and_equal_the_reference(
+    kernel: Kernel, tmp_path: Path
+) -> None:
+    for schedules in sample(ASCEND, kernel):
+        ascend.Device(ASCEND.soc.name).build(kernel, schedules, tmp_path)
+        assert wrong(kernel, schedules) == []
+
+
+@pytest.mark.parametrize(("target", "kernel"), PAIRS)
 def test_only_knobs_that_are_named_lay_out_weights(target: Any, kernel: Kernel) -> None:
     first, *others = (target.layout_of(kernel, each) for each in mixed(target, kernel).values())
     assert all(layout == first for layout in others)

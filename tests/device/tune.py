@@ -23,7 +23,7 @@ from moec.targets.cuda import target
 from moec.targets.cuda.device import file_name
 from moec.targets.cuda.driver import driver
 from moec.tuning.contest import Contest
-from moec.tuning.fingerprint import Fingerprint, here
+from moec.tuning.fingerprint import Fingerprint, of_target
 from moec.tuning.judge import Worker
 from moec.tuning.log import Log
 from moec.tuning.record import Record, spelled
@@ -38,7 +38,7 @@ def main() -> int:
     """Tunes kernel by kernel, those with most to try last, and prints what was won."""
     options = parsed()
     known, machine, started = index.read(options.folder), target.target(), time.monotonic()
-    log, place = Log(options.log), here(machine.capabilities.name, 1, machine.folder, machine.processor)
+    log, place = Log(options.log), of_target(machine, 1)
     device, settings = machine.device(threads=1)
     settings["ahead"] = str(options.folder.absolute())
     entries = [each for each in index.chosen(known.entries, options.words) if each.others]
@@ -46,12 +46,13 @@ def main() -> int:
     with Worker(device, settings, limit_s=LIMIT_S, memory_bytes=machine.addresses) as judge:
         judge.start()
         for number, entry in enumerate(entries):
+            here = place.of(entry.kernel)
             share = (end - time.monotonic()) / (len(entries) - number)
             contest = Contest(
-                entry.kernel, machine.space(entry.kernel), judge, log, place, versions(known.versions)
+                entry.kernel, machine.space(entry.kernel), judge, log, here, versions(known.versions)
             )
             deadline = time.monotonic() + share
-            for record in race(entry, contest, log, place, deadline, options.trials):
+            for record in race(entry, contest, log, here, deadline, options.trials):
                 show(entry, record, contest)
     print(f"{len(entries)} kernels in {time.monotonic() - started:.0f} s, {options.log}")
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import models
@@ -14,7 +15,7 @@ from moec.compiler.ir import B, Graph, Miss, Node, T, Value
 from moec.compiler.ops.dense import LINEAR
 from moec.compiler.ops.elementwise import ADD, CAST
 from moec.compiler.ops.index import TAKE
-from moec.compiler.ops.quantize import DEQUANTIZE, QUANTIZE, ROUND_TRIP
+from moec.compiler.ops.quantize import DEQUANTIZE, QUANTIZE, ROUND_TRIP, ROW
 from moec.compiler.ops.region import REGION
 from moec.compiler.ops.routing import SWIGLU
 from moec.compiler.ops.sources import CONSTANT, INPUT
@@ -24,7 +25,7 @@ from moec.compiler.text import read, show
 from moec.compiler.trace import trace
 from moec.passes.layout import CodePanels, Panels, pack
 from moec.passes.partition import Partition
-from moec.passes.precision import POLICIES, Policy, Precision, UnmetRule, sites
+from moec.passes.precision import INT8_ROWS, POLICIES, Policy, Precision, UnmetRule, sites
 from moec.targets.claims import CLAIMS
 from moec.targets.cpu.lower import FORMATS, layout_of
 from moec.targets.cpu.pipeline import PASSES
@@ -115,6 +116,35 @@ def test_the_graph_means_what_its_weights_and_operands_are_rounded_to(quant: str
     np.testing.assert_allclose(found["last"], trip(y) @ rounded("odd").T @ last.T, rtol=1e-4, atol=1e-4)
     exact = interpret(before, feeds, weights)["y"]
     assert 0 < np.abs(found["y"] - exact).max() < 0.5 * np.abs(exact).max()
+
+
+def test_a_row_and_a_token_may_have_one_scale_each() -> None:
+    before, rows = toy(), {"bits": 8, "group": ROW}
+    kinds = dict.fromkeys(FORMATS, ("int8row",))
+    after, misses = narrowed(before, Policy(dict.fromkeys(ALL, "int8row")), kinds)
+    assert not misses  # also not for rows that are no whole groups of 32
+    assert {kernel_of(node).dtype for node in regions(after).values()} == {"int8row"}
+    assert read(show(after)) == after
+    random = np.random.default_rng(0)
+    shapes = {name: array.shape for name, array in weights_of(before).items()}
+    weights = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    feeds = {"x": random.standard_normal((2, 3, 64)).astype(np.float32)}
+    found = interpret(after, feeds, weights)
+    w = {
+        name: DEQUANTIZE.reference(*QUANTIZE.reference(array, **rows), **rows)
+        for name, array in weights.items()
+    }
+    trip = partial(ROUND_TRIP.reference, group=ROW)
+    y = trip(SWIGLU.reference(trip(feeds["x"]) @ w["wide"].T)) @ w["narrow"].T + feeds["x"]
+    np.testing.assert_allclose(found["y"], y, rtol=1e-5, atol=1e-5)
+    last = trip(trip(y) @ w["odd"].T) @ w["last"].T
+    np.testing.assert_allclose(found["last"], last, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_int8_by_rows_on_a_machine_that_multiplies_int8() -> None:
+    bf16 = {role for role, format in INT8_ROWS.roles.items() if format == "bf16"}
+    assert bf16 == {"embedding", "router", "latent up", "head"}
+    assert {INT8_ROWS.roles[role] for role in set(ALL) - bf16} == {"int8row"}
 
 
 def test_half_the_bytes_round_no_operand() -> None:

@@ -1,6 +1,7 @@
-"""What test_cuda_runtime.py runs in processes of its own: sessions over the stand-in for the CUDA driver.
+"""What tests of runtimes run in processes of their own: sessions over a stand-in for a device's driver.
 
-python stand_in_session.py LIBRARY SCENARIO.. prints what it saw as JSON. Numbers in bf16 are 16-bit integers.
+python stand_in_session.py LIBRARY DEVICE SCENARIO.. prints what it saw as JSON; device: gpu, npu or cpu,
+which is a simulated NPU. Numbers in bf16 are 16-bit integers.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
-NVIDIA, BF16, ROOM, WIDTH = 0x10DE, 16, 6, 8
+BF16, ROOM, WIDTH = 16, 6, 8
+PLACES = {"gpu": ("gpu", 0x10DE), "npu": ("npu", 0x19E5), "cpu": ("npu", 0x19E5)}  # memory, and its vendor
 TABLE = np.arange(4 * WIDTH, dtype=np.uint16).reshape(4, WIDTH)
 
 
@@ -71,9 +73,10 @@ def value(array: np.ndarray[Any, Any]) -> onnxruntime.OrtValue:
 
 
 def on_device(array: np.ndarray[Any, Any]) -> onnxruntime.OrtValue:
-    """A copy in the GPU's memory."""
+    """A copy in the device's memory."""
     dtype = BF16 if array.dtype == np.uint16 else array.dtype
-    made = onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(array.shape), dtype, "gpu", 0, NVIDIA)
+    memory, vendor = PLACES[sys.argv[2]]
+    made = onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(array.shape), dtype, memory, 0, vendor)
     onnxruntime.copy_tensors([value(array)], [made])
     return made
 
@@ -110,7 +113,7 @@ def plain(library: str) -> Any:
 
 
 class Bound:
-    """A step of one token with everything in the GPU's memory and the cache in place."""
+    """A step of one token with everything in the device's memory and the cache in place."""
 
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
         self.session, self.given = session, feeds(1, 0)
@@ -230,34 +233,94 @@ def bad_shapes(library: str) -> Any:
     return said
 
 
+class Tensor(ctypes.Structure):
+    """MoecTensor of the library's own interface."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("rank", ctypes.c_int32),
+        ("type", ctypes.c_int32),
+        ("shape", ctypes.c_int64 * 8),
+    )
+
+
+class Gpu:
+    """Memory and a stream of the stand-in for CUDA."""
+
+    def __init__(self) -> None:
+        self.cuda, self.stream = ctypes.CDLL("libcuda.so.1"), ctypes.c_void_p()
+        context = ctypes.c_void_p()
+        self.cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
+        self.cuda.cuCtxSetCurrent(context)
+        self.cuda.cuStreamCreate(ctypes.byref(self.stream), 1)
+
+    def placed(self, array: np.ndarray[Any, Any]) -> ctypes.c_void_p:
+        """A copy there, which stays."""
+        place = ctypes.c_void_p()
+        self.cuda.cuMemAlloc_v2(ctypes.byref(place), ctypes.c_size_t(array.nbytes))
+        self.cuda.cuMemcpyAsync(
+            place, ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes), self.stream
+        )
+        return place
+
+    def fetch(self, array: np.ndarray[Any, Any], place: int) -> None:
+        """Its contents, once all that was asked for is done."""
+        size = ctypes.c_size_t(array.nbytes)
+        self.cuda.cuMemcpyAsync(ctypes.c_void_p(array.ctypes.data), ctypes.c_void_p(place), size, self.stream)
+
+
+class Npu:
+    """Memory and a stream of the stand-in for ACL."""
+
+    def __init__(self) -> None:
+        self.acl, self.stream = ctypes.CDLL("libascendcl.so"), ctypes.c_void_p()
+        self.acl.aclInit(None)
+        self.acl.aclrtSetDevice(0)
+        self.acl.aclrtCreateStream(ctypes.byref(self.stream))
+
+    def placed(self, array: np.ndarray[Any, Any]) -> ctypes.c_void_p:
+        """A copy there, which stays."""
+        place, size = ctypes.c_void_p(), ctypes.c_size_t(array.nbytes)
+        self.acl.aclrtMalloc(ctypes.byref(place), size, 0)
+        self.acl.aclrtMemcpy(place, size, ctypes.c_void_p(array.ctypes.data), size, 1)
+        return place
+
+    def fetch(self, array: np.ndarray[Any, Any], place: int) -> None:
+        """Its contents, once all that was asked for is done."""
+        size = ctypes.c_size_t(array.nbytes)
+        self.acl.aclrtSynchronizeStream(self.stream)
+        self.acl.aclrtMemcpy(ctypes.c_void_p(array.ctypes.data), size, ctypes.c_void_p(place), size, 2)
+
+
+class Cpu:
+    """This process's memory, where a simulated NPU's lies too."""
+
+    def __init__(self) -> None:
+        self.stream, self.kept = ctypes.c_void_p(), list[np.ndarray[Any, Any]]()
+
+    def placed(self, array: np.ndarray[Any, Any]) -> ctypes.c_void_p:
+        """A copy, which stays."""
+        self.kept.append(array.copy())
+        return ctypes.c_void_p(self.kept[-1].ctypes.data)
+
+    def fetch(self, array: np.ndarray[Any, Any], place: int) -> None:
+        """Its contents."""
+        ctypes.memmove(array.ctypes.data, place, array.nbytes)
+
+
 def direct(library: str) -> Any:
     """The library's own interface: what it says of good and of bad calls."""
-    cuda, ours = ctypes.CDLL("libcuda.so.1"), ctypes.CDLL(library)
+    device, ours = {"gpu": Gpu, "npu": Npu, "cpu": Cpu}[sys.argv[2]](), ctypes.CDLL(library)
     ours.moec_launch.restype = ctypes.c_char_p
 
-    class Tensor(ctypes.Structure):
-        _fields_ = [
-            ("data", ctypes.c_void_p),
-            ("rank", ctypes.c_int32),
-            ("type", ctypes.c_int32),
-            ("shape", ctypes.c_int64 * 8),
-        ]
-
-    context, stream = ctypes.c_void_p(), ctypes.c_void_p()
-    cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
-    cuda.cuCtxSetCurrent(context)
-    cuda.cuStreamCreate(ctypes.byref(stream), 1)
-
     def tensor(array: np.ndarray[Any, Any], type_: int) -> Tensor:
-        place = ctypes.c_void_p()
-        cuda.cuMemAlloc_v2(ctypes.byref(place), ctypes.c_size_t(array.nbytes))
-        cuda.cuMemcpyAsync(place, ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes), stream)
-        return Tensor(place, array.ndim, type_, (ctypes.c_int64 * 8)(*array.shape))
+        return Tensor(device.placed(array), array.ndim, type_, (ctypes.c_int64 * 8)(*array.shape))
 
     def launch(row: int, x: list[Tensor], y: list[Tensor]) -> str | None:
         inputs, outputs = (Tensor * len(x))(*x), (Tensor * len(y))(*y)
         said = ours.moec_launch(
-            ctypes.c_size_t(row), ctypes.c_size_t(len(x)), inputs, ctypes.c_size_t(len(y)), outputs, stream
+            *(ctypes.c_size_t(row), ctypes.c_size_t(len(x)), inputs, ctypes.c_size_t(len(y)), outputs),
+            device.stream,
         )
         return said and said.decode()
 
@@ -265,9 +328,7 @@ def direct(library: str) -> Any:
     mine, w, y = tensor(x, BF16), tensor(np.zeros((WIDTH, WIDTH), np.uint16), BF16), tensor(x, BF16)
     said = [launch(1, [mine, w, mine], [y]) for _ in range(2)]
     got = np.zeros_like(x)
-    cuda.cuMemcpyAsync(
-        ctypes.c_void_p(got.ctypes.data), ctypes.c_void_p(y.data), ctypes.c_size_t(x.nbytes), stream
-    )
+    device.fetch(got, y.data)
     said += [launch(1, [mine, w, mine], [w]), launch(1, [w, w], [y]), launch(9, [], [])]
     mine.type = 1
     said.append(launch(1, [mine, w, mine], [y]))
@@ -282,11 +343,30 @@ def direct(library: str) -> Any:
 
 
 def out_of_memory(library: str) -> Any:
-    """More than the GPU has."""
+    """More than the device has."""
     session = open_session(library)
     ids = np.zeros((1, 1, 3000), np.int64)
     given = {k: value(v) for k, v in {**feeds(1, 0), "ids": ids}.items()}
     return told(session.run_with_ort_values, None, given)
+
+
+def too_many_rows(library: str) -> Any:
+    """More blocks than a launch of an NPU has: one for each token."""
+    session, given = open_session(library), feeds(ROOM, 0, 11000)
+    return told(session.run_with_ort_values, None, {k: value(v) for k, v in given.items()})
+
+
+def unfinished(library: str) -> Any:
+    """A run of a kernel that was not finished for the NPU."""
+    given = {k: value(v) for k, v in feeds(1, 0).items()}
+    return told(open_session(library).run_with_ort_values, None, given)
+
+
+def simulated(library: str) -> Any:
+    """What an NPU's library says of whether it is simulated: to onnxruntime, and to who asks."""
+    open_session(library)
+    devices = [d for d in onnxruntime.get_ep_devices() if d.ep_metadata.get("registration") == library]
+    return devices[0].ep_metadata["simulated"], ctypes.CDLL(library).moec_simulated()
 
 
 def mixed(library: str) -> Any:
@@ -342,7 +422,7 @@ def refused(library: str) -> Any:
 
 
 if __name__ == "__main__":
-    print(json.dumps({name: globals()[name](sys.argv[1]) for name in sys.argv[2:]}))
+    print(json.dumps({name: globals()[name](sys.argv[1]) for name in sys.argv[3:]}))
     gc.collect()
     if any(device.ep_metadata.get("registration") for device in onnxruntime.get_ep_devices()):
         onnxruntime.unregister_execution_provider_library(sys.argv[1])

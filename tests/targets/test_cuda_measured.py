@@ -9,7 +9,7 @@ import pytest
 from moec.targets.base import Kernel
 from moec.targets.cuda import sm
 from moec.targets.cuda.target import Target
-from moec.tuning.fingerprint import Fingerprint, here
+from moec.tuning.fingerprint import Fingerprint, of_target
 from moec.tuning.log import Log
 from moec.tuning.plan import make_plan
 
@@ -31,8 +31,8 @@ def test_every_line_is_a_record_of_an_h200(shipped: Log) -> None:
 
 
 def test_a_build_takes_its_schedules_and_says_where_they_are_from(shipped: Log, tmp_path: Path) -> None:
-    place = here("sm_90a", 1, TARGET.folder, "NVIDIA H200")
-    kernels = [kernel for kernel, its in shipped.keys() if its == place]
+    place = of_target(TARGET, 1, "NVIDIA H200")
+    kernels = [kernel for kernel, its in shipped.keys() if its == place.of(kernel)]
     if not kernels:
         pytest.skip("measured.jsonl is of other kernels than these: they were changed since, tune again")
     log = Log(tmp_path / "log.jsonl", TARGET.measured)

@@ -143,7 +143,7 @@ def run(folder: Path, tmp_path: Path) -> Run:
         log = tmp_path / "log"
         environment = {**os.environ, **settings, "LD_LIBRARY_PATH": str(driver), "STAND_IN_LOG": str(log)}
         library = str(folder / "libmoec_cuda.so")
-        command = [sys.executable, str(HERE / "stand_in_session.py"), library, *scenarios]
+        command = [sys.executable, str(HERE / "stand_in_session.py"), library, "gpu", *scenarios]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr[-3000:]
         lines = log.read_text().splitlines() if log.exists() else []

@@ -218,6 +218,21 @@ def test_here_changes_with_the_template_and_not_with_the_device(tmp_path: Path) 
     assert here("v3", 2, target).cpu
 
 
+def test_here_changes_with_cpp_only_where_that_is_what_is_timed(tmp_path: Path) -> None:
+    runtime = tmp_path / "targets" / "toy" / "runtime"
+    (runtime.parent / "kernels").mkdir(parents=True)
+    runtime.mkdir()
+    (runtime.parent / "emit.py").touch()
+    (runtime / "rows.cc").write_text("")
+    before = here("v3", 2, runtime.parent)
+    (runtime / "rows.cc").write_text("// faster")
+    assert here("v3", 2, runtime.parent) != before
+    (runtime / "device.h").write_text("// a device, which times itself")
+    before = here("v3", 2, runtime.parent)
+    (runtime / "rows.cc").write_text("// faster still")
+    assert here("v3", 2, runtime.parent) == before
+
+
 def test_source_hash_sees_names_and_bytes(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("x")
     (tmp_path / "b.py").write_text("y")

@@ -1,6 +1,4 @@
 // What kernels compiled for the host's CPU call: memory of the chip, poisoned, and copies between memories.
-#include <pthread.h>
-
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -8,18 +6,29 @@
 namespace {
 
 constexpr size_t kLine = 64;
+constexpr size_t kSmallest = 1 << 20;  // of a piece of the host's memory
 
 struct Piece {
-  Piece* next;
-  size_t bytes;
+  Piece* next;   // the one before it, which is full
+  size_t bytes;  // behind the first line
+  size_t used;
 };
+static_assert(sizeof(Piece) <= kLine, "what a piece holds begins on its second line");
 
-struct Chip {
-  Piece* pieces = nullptr;
-  size_t bytes = 0, peak = 0, copied = 0;
-};
+// This thread's: the newest piece first.
+thread_local Piece* chip = nullptr;
 
-thread_local Chip chip;
+size_t rounded(size_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
+
+// A piece with room for so many bytes.
+Piece* grown(size_t bytes) {
+  size_t size = chip ? 2 * chip->bytes : kSmallest;
+  while (size < bytes) size *= 2;
+  auto* piece = static_cast<Piece*>(aligned_alloc(kLine, kLine + size));
+  if (!piece) abort();  // a block cannot fail
+  *piece = {chip, size, 0};
+  return chip = piece;
+}
 
 struct Ranked {
   int64_t rank;
@@ -42,19 +51,17 @@ void copy(int64_t rank, const int64_t* sizes, const int64_t* from_strides, const
 
 }  // namespace
 
+#define SHOWN __attribute__((visibility("default")))
+
 extern "C" {
 
 // Memory of a block: until moec_block_done nothing of it is given back. It holds NaN where nobody wrote.
 void* _mlir_memref_to_llvm_alloc(size_t bytes) {
-  auto* piece = static_cast<Piece*>(aligned_alloc(kLine, (sizeof(Piece) + kLine - 1 + bytes + kLine - 1) / kLine * kLine));
-  if (!piece) abort();
-  memset(static_cast<void*>(piece), 0xFF, kLine + bytes);
-  piece->next = chip.pieces;
-  piece->bytes = bytes;
-  chip.pieces = piece;
-  chip.bytes += bytes;
-  if (chip.bytes > chip.peak) chip.peak = chip.bytes;
-  return reinterpret_cast<char*>(piece) + kLine;
+  bytes = rounded(bytes);
+  Piece* piece = chip && chip->bytes - chip->used >= bytes ? chip : grown(bytes);
+  char* data = reinterpret_cast<char*>(piece) + kLine + piece->used;
+  piece->used += bytes;
+  return memset(data, 0xFF, bytes);
 }
 
 void* _mlir_memref_to_llvm_aligned_alloc(size_t, size_t bytes) { return _mlir_memref_to_llvm_alloc(bytes); }
@@ -62,20 +69,25 @@ void _mlir_memref_to_llvm_free(void*) {}
 
 void memrefCopy(int64_t size, Ranked* from, Ranked* to) {
   const int64_t rank = from->rank, *sizes = from->view->sizes;
-  int64_t elements = 1;
-  for (int64_t i = 0; i < rank; ++i) elements *= sizes[i];
-  chip.copied += size_t(elements * size);
   copy(rank, sizes, sizes + rank, to->view->sizes + rank, size, from->view->aligned + from->view->offset * size,
        to->view->aligned + to->view->offset * size);
 }
 
-// A block has run: its memory is free again.
-__attribute__((visibility("default"))) void moec_block_done() {
-  while (Piece* piece = chip.pieces) {
-    chip.pieces = piece->next;
+// A block has run: its memory is free again. The largest piece is kept for the next one.
+SHOWN void moec_block_done() {
+  while (Piece* piece = chip ? chip->next : nullptr) {
+    chip->next = piece->next;
     free(piece);
   }
-  chip.bytes = 0;
+  if (chip) chip->used = 0;
+}
+
+// This thread runs no more blocks.
+SHOWN void moec_chip_off() {
+  while (Piece* piece = chip) {
+    chip = piece->next;
+    free(piece);
+  }
 }
 
 }  // extern "C"

@@ -52,7 +52,7 @@ void unload_functions() {
 }
 
 Run::Run(Call& call, const int64_t (&sizes)[kSizes], void* const* results)
-    : call_(call), sizes_(sizes), results_(results), stream_(static_cast<CUstream_st*>(call.host().stream())) {}
+    : Ports(call, sizes, results), stream_(static_cast<CUstream_st*>(call.host().stream())) {}
 
 TensorMap Run::map(void* data, const Tiling& t) {
   TensorMap map;
@@ -94,17 +94,6 @@ void Run::launch(Function& function, const Extent& grid, const Extent& block, in
                                   unsigned(shared), stream_, &serialization, overlap ? 1u : 0u};
   const cuda::Result result = cuda::driver.launch(&config, function.function, arguments, nullptr);
   if (result) call_.fail("%s was not launched: %s", function.name, cuda::words(result));
-}
-
-void Run::run() {
-  const auto& program = *static_cast<const Program*>(call_.row.functions[0]);
-  if (program.buffers > kMaxScratch)
-    return call_.fail("%d pieces of scratch are more than the %d there can be", program.buffers, kMaxScratch);
-  for (int i = 0; i < program.buffers && !call_.failed(); ++i) {
-    const int64_t bytes = program.scratch(*this, i);
-    if (bytes) scratch_[i] = call_.scratch(size_t(bytes));
-  }
-  for (int i = 0; i < program.count && !call_.failed(); ++i) program.steps[i](*this);
 }
 
 }  // namespace moec

@@ -7,19 +7,13 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "kernel.h"
+#include "program.h"
 
 struct CUfunc_st;
 struct CUmod_st;
 struct CUstream_st;
 
 namespace moec {
-
-// Sizes known when a call is made: rows (tokens of all sequences), sequences, new tokens of each, the width of the
-// attention mask, rows of the cache. Those that mean nothing to a kind are 0.
-enum Size { kM, kBatch, kTokens, kSeen, kRoom, kSizes };
-
-class Run;
 
 // A kernel in a cubin that is part of the library. Loaded when it is first launched.
 struct Function {
@@ -48,33 +42,9 @@ struct Tiling {
   int interleave, swizzle, promotion, fill;
 };
 
-struct Extent {
-  int64_t x, y, z;
-};
-
-using Step = void(Run&);
-
-// The steps of a kernel for one schedule, and the device memory they need beside their operands: buffers of
-// scratch(run, i) bytes, 256-byte aligned.
-struct Program {
-  Step* const* steps;
-  int count;
-  int64_t (*scratch)(const Run&, int);
-  int buffers;
-};
-
-class Run {
+class Run : public Ports {
  public:
-  // sizes are the kind's; results are what call.out gave.
   Run(Call& call, const int64_t (&sizes)[kSizes], void* const* results);
-  Run(const Run&) = delete;
-  Run& operator=(const Run&) = delete;
-
-  int64_t size(Size which) const { return sizes_[which]; }
-  double real(int i) const { return call_.row.reals[i]; }
-  void* x(int i) const { return call_.in(i).data; }
-  void* y(int i) const { return results_[i]; }
-  void* s(int i) const { return scratch_[i]; }
 
   // A map of no elements is all zeros.
   TensorMap map(void* data, const Tiling& tiling);
@@ -84,15 +54,10 @@ class Run {
   void launch(Function& function, const Extent& grid, const Extent& block, int64_t shared, bool overlap,
               void** arguments);
 
-  // Takes the scratch, then runs the steps of the call's program.
-  void run();
+  void run() { Ports::run(*this); }
 
  private:
-  Call& call_;
-  const int64_t* sizes_;
-  void* const* results_;
   CUstream_st* stream_;
-  void* scratch_[kMaxScratch] = {};
 };
 
 // Frees what launches loaded; nothing may run meanwhile. A later launch loads again.

@@ -5,6 +5,17 @@
 #include "session.h"
 
 namespace moec {
+
+// Until it is captured, exec is null.
+struct Captured {
+  int id;       // gpu_graph_id
+  int serial;   // as the pool knows it
+  int runs;     // before it was captured
+  int kernels;  // that the last of them ran
+  cuda::GraphExec exec;
+  Captured* next;
+};
+
 namespace {
 
 // In the first kernels are loaded, in the second onnxruntime lays memory out as it will from then on. The graph takes
@@ -56,6 +67,13 @@ OrtStatus* replay(Provider& p, const Captured& graph) {
 }
 
 }  // namespace
+
+OrtStatus* expect_recordable(bool from_host, bool to_host) {
+  if (!from_host && !to_host) return nullptr;
+  return ort::CreateStatus(ort::kInvalid,
+                           "moec: a CUDA graph reads and writes the GPU's memory only; bind all inputs and outputs "
+                           "there, or open the session without \"graph\"");
+}
 
 OrtStatus* synchronize(OrtEp* ep) {
   cuda::Current current;
@@ -124,6 +142,10 @@ OrtStatus* drop_graph(OrtEp* ep, int id) {
     break;
   }
   return nullptr;
+}
+
+void drop_graphs(Provider& provider) {
+  while (provider.captured) drop_graph(&provider, provider.captured->id);
 }
 
 }  // namespace moec

@@ -1,0 +1,126 @@
+"""A simulated NPU as a device for tuning: kernels checked on this CPU, and timed by the simulated timeline.
+
+Nothing here is measured. What the vendor's compiler rejects, or changes on its own, cannot be tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import sample
+from ..base import CannotBuild, Kernel, Schedules, serving
+from ..cases import Draw
+from ..cases_bf16 import CACHED, CASES
+from ..routing import even
+from . import timeline, trial, vendor
+from .hivm.calls import Asked
+from .host import object_code
+from .lowering import lowering
+from .soc import Soc, named
+from .space import steps
+from .toolchain import NotInstalled
+from .trial import Checked
+
+ROWS = (1, 2, 16, 64, 256, 1024)  # one count in each bucket of tokens
+# Of kernels with a cache: one new token for each of so many sequences, and the first tokens of one sequence.
+DECODE, PREFILL = (1, 2, 16, 64, 128), (512,)
+SEEN = 4096  # tokens in the cache when one more is decoded
+MOST_BYTES = 256 << 20  # of one weight that is checked: with fewer experts than a model has
+MOST_WORK = 2e9  # multiply-adds of one call that is checked: seconds on a CPU
+SEEN_OF_WORK = 64  # rows of a cache that Kernel.work is told for
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """An NPU of that SoC, by its name, simulated.
+
+    cold: makes no difference, since a simulated call finds nothing in a cache. trace: a file of a recorded
+    routing (see routing.py), for the kernels that it suits.
+    """
+
+    soc: str
+    cold: bool = True
+    trace: str = ""
+
+    def build(self, kernel: Kernel, schedules: Schedules, folder: Path) -> None:
+        """Has every step compiled for both machines; the cache keeps what is made, where bench finds it.
+
+        Raises Rejected where it does not fit, ValueError where it becomes another kernel than was asked for,
+        NotInstalled.
+        """
+        on = named(self.soc)
+        for schedule in schedules.values():
+            for step in steps(kernel, schedule, on):
+                try:
+                    linalg = lowering()(step, on)
+                    plan = vendor.planned(linalg, on, step.compiler)
+                    vendor.synchronised(linalg, on, step.compiler)
+                    object_code(linalg)
+                except NotInstalled:
+                    raise
+                except CannotBuild as error:  # of this kernel alone; others can be built
+                    raise ValueError(str(error)) from error
+                if plan.notes:
+                    raise ValueError(f"{step.function} is not compiled as it is written: {plan.notes[0]}")
+
+    def bench(self, kernel: Kernel, schedules: Schedules, built: Path | None = None) -> Bench:
+        """The kernel as a simulation has it. built: nothing is there."""
+        return Bench(named(self.soc), kernel, schedules, sample.draws(kernel, CASES[kernel.kind], self.trace))
+
+
+class Bench:
+    """A kernel's schedules, by the tokens from which each serves: to be compared, and timed in simulation."""
+
+    def __init__(
+        self, soc: Soc, kernel: Kernel, schedules: Schedules, draws: Mapping[str, Draw] = {"": even}
+    ) -> None:
+        self.soc, self.kernel, self.schedules = soc, kernel, schedules
+        self.calls = calls(kernel, draws)
+        self.points = list(self.calls)
+        self._seconds: dict[str, float] = {}
+
+    def check(self) -> str | None:
+        """Why the outputs of some calls are not the reference's, or None."""
+        return next((f"with {name}, {why}" for name, why, _ in self.checks() if why), None)
+
+    def checks(self, told: Callable[[str], None] = lambda name: None) -> Iterator[Checked]:
+        """What came of each call that is checked; told: called with its name before it is.
+
+        Of large kernels that is few tokens, on few experts.
+        """
+        kernel = sample.affordable(self.kernel, MOST_BYTES)
+        return trial.checks(kernel, self.schedules, self.soc, told, affordable(kernel))
+
+    def time(self, point: str) -> float:
+        """Simulated seconds of a call: always the same. Raises CannotSimulate."""
+        if point not in self._seconds:
+            asked = self.calls[point]
+            schedule = self.schedules[serving(self.schedules, asked.tokens)]
+            self._seconds[point] = timeline.seconds(self.kernel, schedule, self.soc, asked).us * 1e-6
+        return self._seconds[point]
+
+
+def affordable(kernel: Kernel) -> Callable[[dict[str, Any]], bool]:
+    """Which calls of a kernel are checked, by the arguments of Sample.example: a single token always is."""
+
+    def is_small(options: dict[str, Any]) -> bool:
+        tokens, cached = options["rows"] * options.get("batch", 1), options.get("cached", 0)
+        work = tokens * kernel.work * max(1.0, cached / SEEN_OF_WORK)
+        return work <= MOST_WORK or (tokens == 1 and not cached)
+
+    return is_small
+
+
+def calls(kernel: Kernel, draws: Mapping[str, Draw]) -> dict[str, Asked]:
+    """The points that a kernel is timed at, by their names: "m=64 zipf", "m=16 decode"."""
+    if kernel.kind in CACHED:
+        decode = {f"m={batch} decode": Asked(1, batch, SEEN) for batch in DECODE}
+        return decode | {f"m={rows} prefill": Asked(rows, 1, 0) for rows in PREFILL}
+    each = {
+        f"m={rows} {word}".strip(): Asked(rows, draw=draw) for rows in ROWS for word, draw in draws.items()
+    }
+    alone = f"m=1 {next(iter(draws))}".strip()  # the experts of a single token are as many wherever they are
+    return {name: asked for name, asked in each.items() if asked.rows > 1 or name == alone}

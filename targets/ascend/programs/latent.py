@@ -1,0 +1,179 @@
+"""Multi-head latent attention: new rows of the cache, and queries that attend over it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from ...base import Kernel, Schedule, Space
+from ..program import (
+    BATCH,
+    ONE,
+    ROOM,
+    SEEN,
+    TOKENS,
+    Argument,
+    Builder,
+    M,
+    Number,
+    Pointer,
+    Size,
+    Step,
+    larger,
+    sized,
+    smaller,
+    tiles,
+)
+from ..soc import Soc
+
+MOST_PARTS = 32  # of a sequence's cache
+HEADS_TURNED = 32  # at a time
+
+
+def power(n: int, least: int = 16) -> int:
+    """The power of two that holds n; the cube multiplies 16 or more."""
+    return max(least, 1 << (n - 1).bit_length())
+
+
+def parts_of(kernel: Kernel, schedule: Schedule, soc: Soc) -> Size:
+    """How many parts a sequence's cache is split into: enough for all cubes, none of fewer keys than pay."""
+    units = larger(BATCH * tiles(TOKENS * kernel["heads"], int(schedule["rows"])), 1)
+    worth = smaller(SEEN // int(schedule["least"]), MOST_PARTS)
+    return larger(1, smaller((units + (soc.cubes - 1)) // units, worth))
+
+
+def attend(
+    kernel: Kernel, schedule: Schedule, soc: Soc, operands: Mapping[str, str], scaled: bool
+) -> list[Step]:
+    """Queries to mixed latents. operands: ports of q, latents, keys, span and y.
+
+    In one launch where a sequence's cache is one part, else in two with scratch for parts.
+    """
+    heads, latent = kernel["heads"], kernel["latent"]
+    rows, parts = M * heads, parts_of(kernel, schedule, soc)
+    wide = {"LATENT": latent, "WIDE": power(latent)}
+    constants = {
+        **{"HEADS": heads, **wide, "ROPE": kernel["rope"], "NARROW": power(kernel["rope"])},
+        **{"ROWS": int(schedule["rows"]), "BLOCK": int(schedule["block"]), "SCALED": scaled},
+    }
+    types = {"q": "bf16", "latents": "bf16", "keys": "bf16", "span": "i64"}
+    given: dict[str, Argument] = {name: Pointer(operands[name], type_) for name, type_ in types.items()}
+    sizes: dict[str, Argument] = {
+        **{"batch": Number(BATCH), "tokens": Number(TOKENS), "room": Number(ROOM)},
+        **{"parts": Number(parts), "scale": Number("scale")},
+    }
+    results = [Pointer(port, "bf16") for port in (operands["y"], "s2")]
+    weights, scratch = Pointer("s3", "fp32"), {"s3": rows * parts * 4}
+    apart = parts - 1
+    grid = (sized(soc.cubes), ONE, ONE)
+    whole, split = ({**given, "mixed": to, "weights": weights, **sizes} for to in results)
+    joined: dict[str, Argument] = {
+        "mixed": results[1],
+        "weights": weights,
+        "y": results[0],
+        "rows": Number(rows),
+        "parts": Number(parts),
+    }
+    return [
+        Step("latent:attend", whole, constants, grid, scratch, ONE // parts),
+        Step(
+            "latent:attend",
+            split,
+            constants,
+            grid,
+            {**scratch, "s2": rows * parts * latent * 2 * smaller(1, apart)},
+            apart,
+        ),
+        Step(
+            "latent:combine", joined, {**wide, "MOST": MOST_PARTS}, (sized(soc.vectors), ONE, ONE), when=apart
+        ),
+    ]
+
+
+def mla_decode(kernel: Kernel, schedule: Schedule, soc: Soc) -> list[Step]:
+    """Attention alone: x0 q [batch,tokens,heads,latent+rope], x1 and x2 the caches, x3 the mask (unused), x4
+    span -> y0 [batch,tokens,heads,latent].
+    """
+    operands = {"q": "x0", "latents": "x1", "keys": "x2", "span": "x4", "y": "y0"}
+    return attend(kernel, schedule, soc, operands, scaled=True)
+
+
+def latent_attention(kernel: Kernel, schedule: Schedule, soc: Soc) -> list[Step]:
+    """Queries into the space of latents and turned (s0), attended (s1), projected."""
+    heads, nope, rope, latent, value = (kernel[n] for n in ("heads", "nope", "rope", "latent", "value"))
+    tall = int(schedule["tokens"])
+    part = {"HEADS": heads, "NOPE": nope, "LATENT": latent}
+    read = {**part, "ROPE": rope, "WIDTH": kernel["width"], "START": kernel["start"]}
+    x, w, q, mixed, y = (Pointer(port, "bf16") for port in ("x0", "x7", "s0", "s1", "y0"))
+    m, scale = Number(M), Number("scale")
+    cubes, vectors = ((sized(cores), ONE, ONE) for cores in (soc.cubes, soc.vectors))
+    scratch = {"s0": M * (heads * (latent + rope) * 2), "s1": M * (heads * latent * 2)}
+    absorb = {"VALUE": value, "ROWS": tall, "COLUMNS": min(256, power(latent)), "DEEP": power(nope)}
+    pairs = {"PAIRS_IN": kernel["pairs_in"], "PAIRS_OUT": kernel["pairs_out"], "HALF": power(rope // 2, 1)}
+    turn = {**pairs, "MANY": min(HEADS_TURNED, power(heads, 1))}
+    project = {"VALUE": value, "ROWS": tall, "COLUMNS": power(value), "DEPTH": min(256, power(latent))}
+    angles = {"cos": Pointer("x1", "fp32"), "sin": Pointer("x2", "fp32")}
+    operands = {"q": "s0", "latents": "x3", "keys": "x4", "span": "x6", "y": "s1"}
+    return [
+        Step(
+            "latent_project:absorb",
+            {"x": x, "w": w, "q": q, "m": m, "scale": scale},
+            {**read, **absorb},
+            cubes,
+            scratch,
+        ),
+        Step(
+            "latent_project:turn",
+            {"x": x, **angles, "q": q, "m": m, "scale": scale},
+            {**read, **turn},
+            vectors,
+        ),
+        *attend(kernel, schedule, soc, operands, scaled=False),
+        Step("latent_project:project", {"mixed": mixed, "w": w, "y": y, "m": m}, {**part, **project}, cubes),
+    ]
+
+
+def latent_write(kernel: Kernel, schedule: Schedule, soc: Soc) -> list[Step]:
+    """x0 [batch,tokens,width] normed by x1, turned by x2 and x3, to rows of y0 and y1 that x7 tells."""
+    constants = {
+        **{"LATENT": kernel["c"], "ROPE": kernel["r"], "WIDTH": kernel["width"], "START": kernel["start"]},
+        **{"PAIRS_IN": kernel["pairs_in"], "PAIRS_OUT": kernel["pairs_out"]},
+        **{"WIDE": power(kernel["c"]), "HALF": power(kernel["r"] // 2, 1)},
+    }
+    floats = {"w": "x1", "cos": "x2", "sin": "x3"}
+    arguments: dict[str, Argument] = {
+        "x": Pointer("x0", "bf16"),
+        **{name: Pointer(port, "fp32") for name, port in floats.items()},
+        **{"span": Pointer("x7", "i64"), "latents": Pointer("y0", "bf16"), "keys": Pointer("y1", "bf16")},
+        **{"batch": Number(BATCH), "tokens": Number(TOKENS), "room": Number(ROOM), "eps": Number("eps")},
+    }
+    return [Step("latent_project:write", arguments, constants, (sized(soc.vectors), ONE, ONE))]
+
+
+def space(kernel: Kernel, soc: Soc) -> Space:
+    default = {"rows": 32, "block": 64, "least": 256, "tokens": 64}
+    return Space(
+        {
+            "rows": [16, 32, 64],
+            "block": [32, 64, 128, 256],
+            "least": [128, 256, 512],
+            "tokens": [16, 64, 128],
+        },
+        default,
+    )
+
+
+def one_way(kernel: Kernel, soc: Soc) -> Space:
+    """A kernel with nothing to choose."""
+    return Space({}, {})
+
+
+BUILDERS: Mapping[str, Builder] = {
+    "latent_attention": latent_attention,
+    "latent_write": latent_write,
+    "mla_decode": mla_decode,
+}
+SPACES: Mapping[str, Callable[[Kernel, Soc], Space]] = {
+    "latent_attention": space,
+    "latent_write": one_way,
+    "mla_decode": space,
+}

@@ -1,0 +1,137 @@
+// The kinds that write caches and attend to them, and the rotation before that. A cache has `room` rows, of which a
+// mask of `seen` columns says which are real; kernels learn from a span [B, 2] where those begin and end.
+#include "sizes.h"
+
+namespace moec {
+namespace {
+
+// --- caches [B, h, L, d]: new rows go to end-T .. end-1, end being in span [B, 2] ----------------------------
+
+// The cache for new rows: the old one, or a copy of it where onnxruntime gave another buffer. Null after call.fail.
+void* renewed(Call& call, int input, int output) {
+  const Tensor& old = call.in(input);
+  auto fresh = static_cast<char*>(call.out(output, old.shape, old.rank));
+  if (!fresh || fresh == old.data) return fresh;
+  const int64_t bytes = old.size() * 2;
+  auto from = old.as<char>();
+  if (from < fresh + bytes && fresh < from + bytes)
+    return call.fail("a cache and its successor overlap; they must be one buffer or have nothing in common"), nullptr;
+  const auto stream = static_cast<device::Stream>(call.host().stream());
+  if (device::Result result = device::copy(fresh, false, from, false, size_t(bytes), stream))
+    return call.fail("a cache cannot be copied: %s", device::words(result)), nullptr;
+  return fresh;
+}
+
+enum AppendInput { PAST, ROWS, APPEND_MASK, APPEND_SPAN };
+
+void append(Call& call) {
+  if (!has_rank(call, PAST, 4) || !has_rank(call, ROWS, 4) || !has_rank(call, APPEND_MASK, 2)) return;
+  const Tensor &past = call.in(PAST), &rows = call.in(ROWS);
+  const int64_t batch = past.shape[0], tokens = rows.shape[2], room = past.shape[2];
+  const int64_t seen = call.in(APPEND_MASK).shape[1], h = call.row.dims[0], d = call.row.dims[1];
+  if (!fits(call, tokens, seen, room) || !holds(call, PAST, batch * h * room * d) ||
+      !holds(call, ROWS, batch * h * tokens * d) || !holds(call, APPEND_SPAN, batch * 2))
+    return;
+  void* present = renewed(call, PAST, 0);
+  run(call, {batch * tokens, batch, tokens, seen, room}, batch * tokens, {present});
+}
+
+enum WriteDim { C, R, KV_WIDTH };
+enum WriteInput { KV, W_NORM, COS, SIN, PAST_LATENT, PAST_KEYS, WRITE_MASK, WRITE_SPAN };
+
+void latent_write(Call& call) {
+  if (!has_rank(call, KV, 3) || !has_rank(call, PAST_LATENT, 4) || !has_rank(call, WRITE_MASK, 2)) return;
+  const int64_t *dims = call.row.dims, batch = call.in(KV).shape[0], tokens = call.in(KV).shape[1];
+  const int64_t seen = call.in(WRITE_MASK).shape[1], room = call.in(PAST_LATENT).shape[2];
+  if (!fits(call, tokens, seen, room) || !has_width(call, KV, dims[KV_WIDTH]) || !holds(call, W_NORM, dims[C]) ||
+      !holds(call, COS, batch * tokens * (dims[R] / 2)) || !holds(call, SIN, batch * tokens * (dims[R] / 2)) ||
+      !holds(call, PAST_LATENT, batch * room * dims[C]) || !holds(call, PAST_KEYS, batch * room * dims[R]) ||
+      !holds(call, WRITE_SPAN, batch * 2))
+    return;
+  void* latents = renewed(call, PAST_LATENT, 0);
+  void* keys = renewed(call, PAST_KEYS, 1);
+  run(call, {batch * tokens, batch, tokens, seen, room}, batch * tokens, {latents, keys});
+}
+
+enum LatentDim { HEADS, NOPE, ROPE, LATENT, VALUE, PAIRS_IN, PAIRS_OUT, Q_WIDTH };
+enum LatentInput { Q, Q_COS, Q_SIN, LATENTS, KEYS, MASK, SPAN, W_KVB };
+
+void latent_attention(Call& call) {
+  if (!has_rank(call, Q, 3) || !has_rank(call, LATENTS, 4) || !has_rank(call, MASK, 2)) return;
+  const int64_t *dims = call.row.dims, batch = call.in(Q).shape[0], tokens = call.in(Q).shape[1];
+  const int64_t seen = call.in(MASK).shape[1], room = call.in(LATENTS).shape[2], turns = dims[ROPE] / 2;
+  if (!fits(call, tokens, seen, room) || !has_width(call, Q, dims[Q_WIDTH]) ||
+      !holds(call, Q_COS, batch * tokens * turns) || !holds(call, Q_SIN, batch * tokens * turns) ||
+      !holds(call, LATENTS, batch * room * dims[LATENT]) || !holds(call, KEYS, batch * room * dims[ROPE]) ||
+      !holds(call, SPAN, batch * 2) || !holds(call, W_KVB, dims[HEADS] * (dims[NOPE] + dims[VALUE]) * dims[LATENT]))
+    return;
+  void* y = call.out(0, {batch, tokens, dims[HEADS] * dims[VALUE]});
+  if (y) call.count(uint64_t(dims[HEADS] * (dims[NOPE] + dims[VALUE]) * dims[LATENT] * 2));
+  run(call, {batch * tokens, batch, tokens, seen, room}, batch * tokens, {y});
+}
+
+// --- mla_decode: q [B, T, heads, c+r] in the space of latents, the caches, mask, span -> [B, T, heads, c] -----
+
+enum MlaDim { MLA_HEADS, MLA_LATENT, MLA_ROPE };
+
+void mla_decode(Call& call) {
+  if (!has_rank(call, 0, 4) || !has_rank(call, 1, 4) || !has_rank(call, 3, 2)) return;
+  const int64_t *dims = call.row.dims, batch = call.in(0).shape[0], tokens = call.in(0).shape[1];
+  const int64_t seen = call.in(3).shape[1], room = call.in(1).shape[2], heads = dims[MLA_HEADS];
+  if (!fits(call, tokens, seen, room) || !has_width(call, 0, dims[MLA_LATENT] + dims[MLA_ROPE]) ||
+      !holds(call, 0, batch * tokens * heads * (dims[MLA_LATENT] + dims[MLA_ROPE])) ||
+      !holds(call, 1, batch * room * dims[MLA_LATENT]) || !holds(call, 2, batch * room * dims[MLA_ROPE]) ||
+      !holds(call, 4, batch * 2))
+    return;
+  void* y = call.out(0, {batch, tokens, heads, dims[MLA_LATENT]});
+  run(call, {batch * tokens, batch, tokens, seen, room}, batch * tokens, {y});
+}
+
+// --- rotary: x [B, N, T, r], cos and sin [B, T, r/2]. Its m are the rows of x, B*N*T. ------------------------
+
+void rotary(Call& call) {
+  if (!has_rank(call, 0, 4)) return;
+  const Tensor& x = call.in(0);
+  const int64_t r = call.row.dims[0], batch = x.shape[0], tokens = x.shape[2];
+  if (!has_width(call, 0, r) || !holds(call, 1, batch * tokens * (r / 2)) || !holds(call, 2, batch * tokens * (r / 2)))
+    return;
+  void* y = call.out(0, x.shape, x.rank);
+  run(call, {x.rows(), batch, tokens}, x.rows() ? batch * tokens : 0, {y});
+}
+
+// --- attention: q [B, heads, T, dk], keys [B, groups, L, dk], values [B, groups, L, dv] -> [B, heads, T, dv] ---
+
+enum AttentionDim { ATTENTION_HEADS, ATTENTION_GROUPS, DK, DV };
+
+void attention(Call& call) {
+  if (!has_rank(call, 0, 4) || !has_rank(call, 1, 4) || !has_rank(call, 3, 2)) return;
+  const int64_t *dims = call.row.dims, heads = dims[ATTENTION_HEADS], groups = dims[ATTENTION_GROUPS];
+  const int64_t batch = call.in(0).shape[0], tokens = call.in(0).shape[2], room = call.in(1).shape[2];
+  const int64_t seen = call.in(3).shape[1];
+  if (!fits(call, tokens, seen, room) || !holds(call, 0, batch * heads * tokens * dims[DK]) ||
+      !holds(call, 1, batch * groups * room * dims[DK]) || !holds(call, 2, batch * groups * room * dims[DV]) ||
+      !holds(call, 4, batch * 2))
+    return;
+  void* y = call.out(0, {batch, heads, tokens, dims[DV]});
+  run(call, {batch * tokens, batch, tokens, seen, room}, batch * tokens, {y});
+}
+
+constexpr Type halves[] = {BF16, BF16, BF16};
+constexpr Type write_inputs[] = {BF16, F32, F32, F32, BF16, BF16, I64, I64};
+constexpr Type latent_inputs[] = {BF16, F32, F32, BF16, BF16, I64, I64, BF16};
+constexpr Type append_inputs[] = {BF16, BF16, I64, I64};
+constexpr Type rotary_inputs[] = {BF16, F32, F32};
+constexpr Type attention_inputs[] = {BF16, BF16, BF16, I64, I64};
+
+}  // namespace
+
+namespace kind {
+extern const Kind latent_write = {"latent_write", 8, 8, 2, write_inputs, halves, moec::latent_write,
+                                  in_place<PAST_LATENT, 0, PAST_KEYS, 1>};
+extern const Kind latent_attention = {"latent_attention", 8, 8, 1, latent_inputs, halves, moec::latent_attention};
+extern const Kind mla_decode = {"mla_decode", 5, 5, 1, attention_inputs, halves, moec::mla_decode};
+extern const Kind append = {"append", 4, 4, 1, append_inputs, halves, moec::append, in_place<PAST, 0>};
+extern const Kind rotary = {"rotary", 3, 3, 1, rotary_inputs, halves, moec::rotary};
+extern const Kind attention = {"attention", 5, 5, 1, attention_inputs, halves, moec::attention};
+}  // namespace kind
+}  // namespace moec

@@ -1,0 +1,35 @@
+"""Ascend kernels on this CPU, from what the vendor's compiler is given, beside float64: at odd sizes."""
+
+from __future__ import annotations
+
+import pytest
+
+from .ascend import kernel_of, wrong
+
+pytestmark = pytest.mark.usefixtures("ascend_toolchain", "home")
+GATE = "groups=1 keep=1 sigmoid=0 top2=0 normalise=1 bias=0 shared=0 eps=1e-20 scale=1"
+KERNELS = (
+    "embedding v=50 n=33",
+    "angles f=4",
+    "rms_norm n=48 width=64 start=8 eps=1e-6",
+    "linear k=32 n=80 wide=0",
+    "linear k=32 n=64 wide=1",
+    "linear_add k=40 n=32 wide=0",
+    "linear_swiglu k=32 n=64 wide=0",
+    f"top_k_gate experts=8 k=2 {GATE}",
+    "permute experts=8 k=2",
+    f"route k=32 n=8 chosen=2 {GATE}",
+    "grouped_swiglu k=32 n=32 experts=8 share=2",
+    "grouped_combine k=16 n=32 experts=8 share=2 base=0",
+    "grouped_combine k=16 n=32 experts=8 share=2 base=2",
+    "latent_write c=14 r=8 width=22 start=0 pairs_in=0 pairs_out=0 eps=1e-6",
+    "latent_attention heads=4 nope=12 rope=8 latent=14 value=10 pairs_in=0 pairs_out=0 width=80 start=0 "
+    "scale=0.2",
+)
+
+
+@pytest.mark.parametrize("line", KERNELS)
+def test_every_call_is_the_references(line: str) -> None:
+    kind, *words = line.split()
+    numbers = {name: float(value) for name, _, value in (word.partition("=") for word in words)}
+    assert wrong(kernel_of(kind, numbers)) == []
