@@ -108,7 +108,7 @@ class Live:
 
 def simulated(event: Start) -> str:
     """Says so where what times are taken on is no machine, which its name tells."""
-    return "simulated: " if str(event.machine["cpu"]).startswith("simulated ") else ""
+    return "simulated: " if str(event.machine.get("cpu", "")).startswith("simulated ") else ""
 
 
 def cells(event: Trial | Done) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from moec.targets import flags
 from moec.targets.ascend import npu
 from moec.targets.ascend.target import SIMULATED, Target, unfit
 
-FAMILIES = ("deepseek_v3", "qwen3_moe")
+FAMILIES = ("deepseek_v3",)
 
 
 @dataclass(frozen=True)

@@ -217,7 +217,7 @@ def test_tables_are_for_people(compiled: tuple[Path, Any]) -> None:
 
 
 def test_devices_and_an_empty_log(tmp_path: Path) -> None:
-    assert printed("devices")[0]["target"] == "cpu"
+    assert [each["target"] for each in printed("devices")] == ["ascend", "cpu", "cuda"]
     assert printed("log", "show", "--log", tmp_path / "none.jsonl") == []
 
 
@@ -302,7 +302,7 @@ def test_a_broken_model_is_refused(
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--target", "toaster"], "there is no target 'toaster'; there is cpu"),
+        (["--target", "toaster"], "there is no target 'toaster'; there is ascend, cpu, cuda"),
         (["--isa", "z80"], "no instruction set is called 'z80'"),
         (["--budget", "soon"], "budget 'soon' is not understood"),
         (["--config", "x"], "either MODEL or --config, not both"),
