@@ -211,7 +211,7 @@ def _expect_inside(folder: Path, name: str, file: File) -> None:
     try:
         for depth in range(1, len(parts)):
             between = folder.joinpath(*parts[:depth])
-            if False:
+            if not stat.S_ISDIR(between.lstat().st_mode):
                 raise BadArtifact(f"{between} is no folder; links are not followed: copy what they lead to")
         status = path.lstat()
     except OSError:
