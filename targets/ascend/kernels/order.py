@@ -1,11 +1,8 @@
 """Choices in the order of experts: a stable counting sort, by one block if they are few, else by all.
 
-A slot is a token's choice, numbered token * share + j. order: the slots of expert 0, then those of expert 1, ..,
-each in their own order; ends: where each expert's end. Numbers are f32, in which the vector cores compare: they
-are exact below 2**24.
-
-Counts are rows [1, BINS] and slots columns [PIECE, 1]: what is a row here and a column there, or has one axis and
-is carried round a loop, the vendor's compiler lays out with 32 bytes for a number.
+A slot is a token's choice, numbered token * share + j. order: the slots of expert 0, then those of expert 1,
+.., each in their own order; ends: where each expert's end. Numbers are f32, in which the vector cores
+compare: they are exact below 2**24.
 """
 
 import triton
@@ -21,36 +18,37 @@ def experts_of(ids, slots, stop, EXPERTS: tl.constexpr):
 
 @triton.jit
 def counted(ids, first, stop, EXPERTS: tl.constexpr, BINS: tl.constexpr, PIECE: tl.constexpr):
-    """How many of slots first..stop each expert has [1, BINS]."""
+    """How many of slots first..stop each expert has [BINS]."""
     bins = tl.arange(0, BINS).to(tl.float32)[None, :]
     number = tl.arange(0, PIECE)[:, None]
-    total = tl.zeros((1, BINS), tl.float32)
+    total = tl.zeros((BINS,), tl.float32)
     for part in range(first, stop, PIECE):
         mine = experts_of(ids, part + number, stop, EXPERTS)
-        total += tl.sum(tl.where(mine == bins, 1.0, 0.0), axis=0, keep_dims=True)
+        total += tl.sum(tl.where(mine == bins, 1.0, 0.0), axis=0)
     return total
 
 
 @triton.jit
 def place(
-    ids, order, first, stop, total, before, EXPERTS: tl.constexpr, BINS: tl.constexpr, PIECE: tl.constexpr
+    ids,
+    order,
+    first,
+    stop,
+    total,
+    before,
+    EXPERTS: tl.constexpr,
+    BINS: tl.constexpr,
 ):
-    """Puts slots first..stop in order; total: counts of all experts; before: those of earlier slots."""
-    bins = tl.arange(0, BINS).to(tl.float32)[None, :]
-    number = tl.arange(0, PIECE)
-    column = number[:, None]
-    row = tl.arange(PIECE, 2 * PIECE)[None, :] - PIECE
-    lower = row.to(tl.float32) < column.to(tl.float32)
-    for part in range(first, stop, PIECE):
-        mine = experts_of(ids, part + column, stop, EXPERTS)
-        others = experts_of(ids, part + row, stop, EXPERTS)
-        own = mine == bins
-        same = tl.sum(tl.where((mine == others) & lower, 1.0, 0.0), axis=1, keep_dims=True)
-        below = tl.where(bins < mine, total, 0.0)
-        # One sum: where a place is made of two, the adapter cannot take it apart into scattered stores.
-        at = tl.sum(tl.where(own, before + same, below), axis=1)
-        tl.store(order + at.to(tl.int32), (part + number).to(tl.int64), mask=part + number < stop)
-        before += tl.sum(tl.where(own, 1.0, 0.0), axis=0, keep_dims=True)
+    """Puts slots first..stop in order, one by one; total: counts of all experts; before: of earlier slots."""
+    bins = tl.arange(0, BINS).to(tl.float32)
+    one = tl.arange(0, 1)  # of a vector, not a scalar: those are written by whole lines of 64 bytes
+    for slot in range(first, stop):
+        given = tl.load(ids + slot).to(tl.float32)
+        mine = tl.minimum(tl.maximum(given, 0.0), EXPERTS - 1.0)
+        own = bins == mine
+        at = tl.sum(tl.where(bins < mine, total, tl.where(own, before, 0.0)), axis=0)
+        tl.store(order + at.to(tl.int32) + one, (slot + one).to(tl.int64))
+        before += tl.where(own, 1.0, 0.0)
 
 
 @triton.jit
@@ -59,7 +57,7 @@ def write_ends(ends, total, EXPERTS: tl.constexpr, BINS: tl.constexpr, CHUNK: tl
     bins = tl.arange(0, BINS).to(tl.float32)[None, :]
     for first in range(tl.program_id(0) * CHUNK, EXPERTS, tl.num_programs(0) * CHUNK):
         experts = first + tl.arange(0, CHUNK)
-        upto = tl.where(bins <= experts.to(tl.float32)[:, None], total, 0.0)
+        upto = tl.where(bins <= experts.to(tl.float32)[:, None], total[None, :], 0.0)
         tl.store(ends + experts, tl.sum(upto, axis=1).to(tl.int64), mask=experts < EXPERTS)
 
 
@@ -77,23 +75,23 @@ def sort(
     """All slots, by one block."""
     total = counted(ids, 0, slots, EXPERTS, BINS, PIECE)
     write_ends(ends, total, EXPERTS, BINS, CHUNK)
-    place(ids, order, 0, slots, total, tl.zeros((1, BINS), tl.float32), EXPERTS, BINS, PIECE)
+    place(ids, order, 0, slots, total, tl.zeros((BINS,), tl.float32), EXPERTS, BINS)
 
 
 @triton.jit
-def slots_of_block(slots, PIECE: tl.constexpr):
-    """Where this block's begin and end: whole pieces, but for the last."""
-    share = tl.cdiv(tl.cdiv(slots, tl.num_programs(0)), PIECE) * PIECE
-    first = tl.program_id(0) * share
-    return first, tl.minimum(first + share, slots)
-
-
-@triton.jit
-def count(ids, counts, slots, EXPERTS: tl.constexpr, BINS: tl.constexpr, PIECE: tl.constexpr):
+def count(
+    ids,
+    counts,
+    slots,
+    EXPERTS: tl.constexpr,
+    BINS: tl.constexpr,
+    PIECE: tl.constexpr,
+):
     """counts [blocks, BINS]: of each block's slots."""
-    first, stop = slots_of_block(slots, PIECE)
-    total = counted(ids, first, stop, EXPERTS, BINS, PIECE)
-    tl.store(counts + tl.program_id(0) * BINS + tl.arange(0, BINS)[None, :], total)
+    block, share = tl.program_id(0), tl.cdiv(tl.cdiv(slots, tl.num_programs(0)), PIECE) * PIECE
+    stop = tl.minimum((block + 1) * share, slots)
+    total = counted(ids, block * share, stop, EXPERTS, BINS, PIECE)
+    tl.store(counts + block * BINS + tl.arange(0, BINS), total)
 
 
 @triton.jit
@@ -109,13 +107,14 @@ def spread(
     CHUNK: tl.constexpr,
 ):
     """Each block puts its slots in place, behind those of the blocks before it."""
-    bins = tl.arange(0, BINS)[None, :]
-    total = tl.zeros((1, BINS), tl.float32)
-    before = tl.zeros((1, BINS), tl.float32)
-    for block in range(0, tl.num_programs(0)):
-        theirs = tl.load(counts + block * BINS + bins)
+    block, share = tl.program_id(0), tl.cdiv(tl.cdiv(slots, tl.num_programs(0)), PIECE) * PIECE
+    bins = tl.arange(0, BINS)
+    total = tl.zeros((BINS,), tl.float32)
+    before = tl.zeros((BINS,), tl.float32)
+    for other in range(0, tl.num_programs(0)):
+        theirs = tl.load(counts + other * BINS + bins)
         total += theirs
-        before += tl.where(block < tl.program_id(0), 1.0, 0.0) * theirs
+        before += tl.where(other < block, 1.0, 0.0) * theirs
     write_ends(ends, total, EXPERTS, BINS, CHUNK)
-    first, stop = slots_of_block(slots, PIECE)
-    place(ids, order, first, stop, total, before, EXPERTS, BINS, PIECE)
+    stop = tl.minimum((block + 1) * share, slots)
+    place(ids, order, block * share, stop, total, before, EXPERTS, BINS)
