@@ -136,7 +136,7 @@ def refused_wheels(said: str) -> str:
     lines = [line.removeprefix("ERROR: ") for line in said.strip().splitlines() if "WARNING" not in line]
     return (
         f"pip could not install the toolchain: {lines[-1] if lines else 'it said nothing'}; it needs PyPI, "
-        "or a mirror that pip is told of (pip config set global.index-url ..)"
+        "or another index in pip's own configuration"
     )
 
 

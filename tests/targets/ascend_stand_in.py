@@ -1,16 +1,20 @@
-"""What tests of the Ascend runtime build: the stand-in for ACL, and a library with objects for it."""
+"""What tests of the Ascend runtime build: the stand-in for ACL, and objects for it beside libraries."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from moec.targets import native
 from moec.targets.ascend.build import EXPORTS, RUNTIME
+from moec.targets.ascend.host import object_code
+from moec.targets.ascend.lowering import Linalg
 
 from .ascend_table import FUNCTIONS, KERNELS, TABLE
 from .stand_in_objects import Function, write
 
 SOURCE = Path(__file__).parent / "stand_in_acl.cc"
+LETTERS = {"i32": "i", "fp32": "f"}  # of numbers; all else is memory
 
 
 def driver(folder: Path) -> Path:
@@ -41,3 +45,21 @@ def finished(function: Function, code: bytes, folder: Path) -> None:
     made = folder / f"{function.name}.host.o"
     made.write_bytes(code)
     write(function, [made, *on_chip], folder)
+
+
+def finish(folder: Path) -> list[str]:
+    """What finish.sh does in an artifact's folder ascend/, for the stand-in; the names of all functions."""
+    names = sorted(file.stem for file in folder.glob("*.json"))
+    for name in names:
+        told = json.loads((folder / f"{name}.json").read_text())
+        linalg = Linalg(name, (folder / f"{name}.linalg.mlir").read_text(), told["mixed"])
+        arguments = told["launches"][0]["arguments"]
+        types = "".join("p" if port(each["is"]) else LETTERS[each["type"]] for each in arguments)
+        function = Function(name, types, told["mixed"], told["workspace_bytes_per_block"], told["locks"])
+        finished(function, object_code(linalg), folder)
+    return names
+
+
+def port(value: str) -> bool:
+    """Whether an argument is memory: an operand, a result or scratch."""
+    return value[:1] in "xys" and value[1:].isdigit()

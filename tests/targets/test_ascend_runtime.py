@@ -13,12 +13,29 @@ from typing import Any
 
 import pytest
 
+from moec.targets.ascend import build, finish
+from moec.targets.ascend.emit import emit
+from moec.targets.ascend.soc import SOCS
+from moec.targets.ascend.space import space
+from moec.targets.base import Kernel
+
 from . import ascend_stand_in
 
 HERE = Path(__file__).parent
 NEEDED = r"moec: these kernels need an Ascend NPU \(Ascend910B3\); this machine has "
 NOTHING_LEFT = "left: 0 allocations, 0 of the host, 0 streams, 0 events, 0 binaries"
 SAID = "moec: no NPU here (libascendcl.so is not found): kernels are simulated on this CPU from the vendor"
+# On vector cores alone; on cube cores, with a workspace; with what is written in place.
+KERNELS = (
+    Kernel("rms_norm", (("n", 64), ("width", 80), ("start", 16)), (("eps", 1e-6),), "f32"),
+    Kernel("linear_swiglu", (("k", 32), ("n", 96), ("wide", 0)), (), "bf16"),
+    Kernel(
+        "latent_write",
+        (("c", 14), ("r", 8), ("width", 102), ("start", 80), ("pairs_in", 0), ("pairs_out", 0)),
+        (("eps", 1e-6),),
+        "f32+bf16",
+    ),
+)
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="loads libascendcl.so from LD_LIBRARY_PATH")
 
 Run = Callable[..., Any]
@@ -76,10 +93,10 @@ def test_sessions(run: Run, device: str) -> None:
 def test_that_it_is_simulated_is_said_once_and_is_metadata(run: Run) -> None:
     seen, _, said = run("cpu", "two_sessions", "simulated")
     assert said.count(SAID) == said.count("times mean nothing") == 1
-    assert seen["simulated"] == ["1", 1]
+    assert seen["simulated"] == ["1", 1, -1.0]
     seen, _, said = run("npu", "two_sessions", "simulated")
     assert "simulated" not in said
-    assert seen["simulated"] == ["0", 0]
+    assert seen["simulated"] == ["0", 0, 125.0]
 
 
 def test_memory_is_used_again(run: Run) -> None:
@@ -177,13 +194,54 @@ def test_a_cann_that_cannot_be_loaded_is_no_reason_to_simulate(run: Run, tmp_pat
 
 def test_simulating_can_be_wished_for_and_forbidden(run: Run) -> None:
     seen, lines, said = run("npu", "simulated", "plain", MOEC_SIMULATE="1")
-    assert seen == {"simulated": ["1", 1], "plain": [True] * 5}
+    assert seen == {"simulated": ["1", 1, -1.0], "plain": [True] * 5}
     assert "moec: MOEC_SIMULATE is 1: kernels are simulated on this CPU" in said
     assert not [line for line in lines if line.startswith("launch")]
     seen, _, said = run("cpu", "refused", MOEC_SIMULATE="0")
     for each in seen["refused"]:
         assert re.search(NEEDED + r"no CANN that can be used \(libascendcl.so: cannot open", each)
     assert "simulated" not in said
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.kind)
+def test_real_kernels_without_onnxruntime(
+    kernel: Kernel, ascend_toolchain: object, stand_in: Path, tmp_path: Path
+) -> None:
+    """Emitted, linked and finished; each call that is compared with float64, by both ways."""
+    soc = SOCS[0]
+    emitted = [emit(kernel, space(kernel, soc).defaults, soc)]
+    library = build.link(emitted, tmp_path / "libmoec_ascend.so", soc)
+    for name, content in finish.files(emitted, soc, library.name, {}).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    assert ascend_stand_in.finish(tmp_path / "ascend")
+    numbers = [f"{name}={number}" for name, number in (*kernel.dims, *kernel.reals)]
+    for device, path in (("npu", stand_in.parent), ("cpu", tmp_path)):
+        settings = {"LD_LIBRARY_PATH": str(path), "STAND_IN_LOG": str(tmp_path / "log")}
+        command = [
+            sys.executable,
+            "-m",
+            "tests.targets.stand_in_launch",
+            library,
+            device,
+            kernel.kind,
+            *numbers,
+        ]
+        done = subprocess.run(
+            list(map(str, command)),
+            cwd=HERE.parents[1],
+            env=os.environ | settings,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        found = json.loads(done.stdout)
+        assert len(found) > 5
+        assert set(found.values()) == {None}, found
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert not [line for line in lines if line.startswith("wrong")]
+    assert [line for line in lines if line.startswith("launch") and "copying" not in line]
 
 
 def test_an_old_onnxruntime_is_told(run: Run) -> None:

@@ -143,5 +143,6 @@ EXPORT const char* moec_launch(size_t row, size_t inputs, const MoecTensor* x, s
   return host.failed() ? text : nullptr;
 }
 
-// What the device took for the last run or replay of a session, in microseconds; waits for it. -1 when there was none.
+// What the device took for the last run or replay of a session, in microseconds; waits for it. -1 when there was none,
+// or where a device is simulated.
 EXPORT float moec_elapsed_us() { return moec::elapsed_us(); }
