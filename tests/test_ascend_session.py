@@ -97,7 +97,7 @@ def run(made: Made, stand_in: Path, tmp_path: Path) -> Run:
 
 def test_the_stand_ins_sessions_are_the_simulated_ones_and_transformers(made: Made, run: Run) -> None:
     found, lines = run(over_acl=True)
-    simulated, none = run(over_acl=False, STAND_IN_LOG="/dev/null")
+    simulated, _ = run(over_acl=False, STAND_IN_LOG="/dev/null")
     assert str(found.pop("simulated")) == ""
     assert str(simulated.pop("simulated")) == "simulated on this CPU"
     # The same objects have run, called by their own way each.
