@@ -210,7 +210,7 @@ versions, please update the hashes. Otherwise, examine the package contents care
         ("/usr/bin/python: No module named pip\n", "has no pip"),
         (
             "WARNING: Retrying\nERROR: No matching distribution found for numpy==2.2.6\n",
-            "No matching distribution found for numpy==2.2.6; it needs PyPI, or a mirror",
+            "No matching distribution found for numpy==2.2.6; it needs PyPI, or another index",
         ),
     ],
 )

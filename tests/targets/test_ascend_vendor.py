@@ -18,15 +18,17 @@ from .ascend_models import MODELS, TINY, V2_LITE, V3, built_as, kernel, kernels
 pytestmark = pytest.mark.usefixtures("ascend_toolchain", "home")
 
 B3 = soc.SOCS[0]
+WHOLLY = (B3, soc.named("910_9392"))  # a 910B and a 910C: memories are alike on all
 CAPACITY = {"UB": soc.UB, "L1": soc.L1, "L0C": soc.L0C}
 RMS = kernel("rms_norm n=24 width=46 start=0 f32")
 STEP = space.steps(RMS, space.space(RMS, B3).default, B3)[0]
 
 
 def default_steps(one: Kernel, chip: soc.Soc) -> Iterator[Step]:
-    """The different functions of a kernel's default schedules."""
+    """The different functions of a kernel's default schedules; of the first alone where others had them all."""
     seen = []
-    for schedule in space.space(one, chip).defaults.values():
+    schedules = list(space.space(one, chip).defaults.values())
+    for schedule in schedules if chip in WHOLLY else schedules[:1]:
         for step in space.steps(one, schedule, chip):
             if (shape := (step.function, step.constants, step.compiler)) not in seen:
                 seen.append(shape)
