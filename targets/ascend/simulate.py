@@ -54,7 +54,7 @@ def run(
     results: Sequence[Array],
     sizes: Mapping[str, int],
     reals: Mapping[str, float],
-    in_place: Mapping[int, int] = {},  # noqa: B006: nobody changes it
+    in_place: Mapping[int, int] = {},
     before: bool = False,
 ) -> list[Array]:
     """The results of a kernel's steps. results: what they hold before; in_place: by result, the operand

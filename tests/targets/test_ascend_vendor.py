@@ -25,7 +25,7 @@ STEP = space.steps(RMS, space.space(RMS, B3).default, B3)[0]
 
 
 def default_steps(one: Kernel, chip: soc.Soc) -> Iterator[Step]:
-    """The different functions of a kernel's default schedules; of the first alone where others had them all."""
+    """The different functions of a kernel's default schedules; on chips like others only of the first."""
     seen = []
     schedules = list(space.space(one, chip).defaults.values())
     for schedule in schedules if chip in WHOLLY else schedules[:1]:
