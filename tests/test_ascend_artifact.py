@@ -24,13 +24,16 @@ from moec.targets import flags
 from moec.targets.ascend import npu
 from moec.targets.ascend.target import SIMULATED, Target, unfit
 
-FAMILIES = ("deepseek_v3",)
+# Families, with how far logits may be off in the proof. There three of Qwen3's tokens have experts that are
+# nearly tied (2e-3 of a logit apart): in bf16 others are chosen, by PyTorch too.
+FAMILIES = {"deepseek_v3": 0.05, "qwen3_moe": 0.1}
 
 
 @dataclass(frozen=True)
 class Made:
     """A tiny model's artifact, transformers' model of it, and the report."""
 
+    family: str
     out: Path
     model: Any
     report: Any
@@ -46,7 +49,7 @@ def made(
     folder = tmp_path_factory.mktemp(request.param)
     model = models.save(folder / "hub", request.param)
     report = compile_model(str(folder / "hub"), "ascend", out=folder / "out", threads=2)
-    return Made(folder / "out", model, report)
+    return Made(request.param, folder / "out", model, report)
 
 
 def test_the_manifest_says_what_it_is_for_and_that_here_it_is_simulated(made: Made) -> None:
@@ -108,7 +111,8 @@ def test_it_is_proven_by_simulation_and_says_so(made: Made) -> None:
     assert proof["simulated"] == SIMULATED
     assert proof["kernels"]
     assert max(each["max_error"] for each in proof["kernels"].values()) < 5e-2
-    assert proof["logit_error"] < 0.05
+    assert proof["logit_error"] < FAMILIES[made.family]
+    assert proof["mean_error"] < 0.01
     page = (made.out / "report.html").read_text()
     assert f"{SIMULATED}: error" in page
 
@@ -119,15 +123,22 @@ def test_it_computes_what_transformers_does(made: Made) -> None:
     assert loaded.simulated == SIMULATED
     ids, mask = models.tokens(2, 9), torch.ones(2, 9, dtype=torch.int64)
     mask[0, :3] = 0
+    rounded = made.model.to(torch.bfloat16).float()
     with torch.no_grad():
-        wanted = made.model.to(torch.bfloat16).float()(ids, attention_mask=mask).logits.numpy()
+        wanted = rounded(ids, attention_mask=mask).logits.numpy()
     got = loaded.logits(ids.numpy(), mask.numpy())
     real = mask.numpy().astype(bool)
     error = np.sqrt(np.mean((got[real] - wanted[real]) ** 2) / np.mean(wanted[real] ** 2))
     assert error < 0.05
     tokens = loaded.generate(ids.numpy(), 4, mask.numpy())
-    again = loaded.logits(tokens[:, :-1], np.hstack([mask.numpy(), np.ones((2, 3), np.int64)]))
+    longer = np.hstack([mask.numpy(), np.ones((2, 3), np.int64)])
+    again = loaded.logits(tokens[:, :-1], longer)
     assert (again[:, 8:].argmax(-1) == tokens[:, 9:]).mean() > 0.7
+    with torch.no_grad():
+        text, seen = torch.from_numpy(tokens[:, :-1]), torch.from_numpy(longer)
+        logits = rounded(text, attention_mask=seen).logits.numpy()[:, 8:]
+    chosen = np.take_along_axis(logits, tokens[:, 9:, None], -1)[..., 0]
+    assert (logits.max(-1) - chosen).max() < 0.02, "each token decoded is PyTorch's best, or as good"
 
 
 def test_run_and_bench_say_that_they_are_simulated(made: Made) -> None:

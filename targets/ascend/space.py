@@ -7,18 +7,22 @@ from collections.abc import Callable, Mapping
 from ..base import Kernel, Schedule, Space
 from ..regions import BITS
 from .program import Builder, Step
-from .programs import gate, latent, matmul, quantized, rows
+from .programs import attention, gate, heads, latent, matmul, quantized, rows
 from .soc import Soc
 
 BUILDERS: Mapping[str, Builder] = {
+    **attention.BUILDERS,
     **gate.BUILDERS,
+    **heads.BUILDERS,
     **latent.BUILDERS,
     **matmul.BUILDERS,
     **quantized.BUILDERS,
     **rows.BUILDERS,
 }
 SPACES: Mapping[str, Callable[[Kernel, Soc], Space]] = {
+    **attention.SPACES,
     **gate.SPACES,
+    **heads.SPACES,
     **latent.SPACES,
     **matmul.SPACES,
     **quantized.SPACES,

@@ -229,8 +229,6 @@ class Tried:
 @pytest.mark.usefixtures("ascend_toolchain", "home")
 @pytest.mark.parametrize("one", kernels(TINY), ids=str)
 def test_kernels_are_right_and_ordered(one: Kernel) -> None:
-    if one.kind == "route":
-        pytest.xfail("its router stores sums that no product began, its gate's loop adds without a barrier")
     one = one if one.kind != "mla_decode" else replace(one, reals=(("scale", 0.125),))
     for name, example in example_of(one, 3):
         results, outcomes = Tried(one, example).run()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from .ascend import kernel_of, wrong
+from moec.targets.ascend import space, trial
+from moec.targets.cases_bf16 import Sample
+
+from .ascend import SOC, kernel_of, wrong
 
 pytestmark = pytest.mark.usefixtures("ascend_toolchain", "home")
 GATE = "groups=1 keep=1 sigmoid=0 top2=0 normalise=1 bias=0 shared=0 eps=1e-20 scale=1"
@@ -25,6 +29,10 @@ KERNELS = (
     "latent_write c=14 r=8 width=22 start=0 pairs_in=0 pairs_out=0 eps=1e-6",
     "latent_attention heads=4 nope=12 rope=8 latent=14 value=10 pairs_in=0 pairs_out=0 width=80 start=0 "
     "scale=0.2",
+    "rotary r=10 pairs_in=1 pairs_out=1",
+    "rotary r=6 pairs_in=0 pairs_out=1",
+    "append h=3 d=10",
+    "attention heads=6 groups=2 dk=10 dv=14 scale=0.3",
 )
 
 
@@ -33,3 +41,15 @@ def test_every_call_is_the_references(line: str) -> None:
     kind, *words = line.split()
     numbers = {name: float(value) for name, _, value in (word.partition("=") for word in words)}
     assert wrong(kernel_of(kind, numbers)) == []
+
+
+def test_rows_before_a_caches_first_are_left_out() -> None:
+    """A mask may have fewer columns of ones than there are new tokens."""
+    one = kernel_of("append", {"h": 2, "d": 10})
+    example = Sample(one).example(rows=5, batch=2, cached=0)
+    past, rows, _, span = example.operands
+    span[:, 1] = 2
+    wanted = past.copy()
+    wanted[:, :, :2] = rows[:, :, 3:]
+    (cache,) = trial.run(one, space.space(one, SOC).defaults, SOC, example)
+    np.testing.assert_array_equal(cache, wanted)

@@ -66,8 +66,8 @@ def reinterpret_cast(op: Op, module: Module) -> Do:
 def subview(op: Op, module: Module) -> Do:
     (source,), *dynamic = op.operands_by_segment()
     static = [op.numbers(f"static_{what}") for what in ("offsets", "sizes", "strides")]
-    rank, (made,) = len(memref(op.types[0])[0]), op.results
-    kept = kept_axes(static[1], rank)
+    (made,) = op.results
+    kept = kept_axes(static[1], memref(op.types[0])[0])
 
     def make(core: Core, of: View) -> View:
         offsets, sizes, steps = (filled(*each, core.values) for each in zip(static, dynamic))
@@ -84,12 +84,13 @@ def subview(op: Op, module: Module) -> Do:
     return do
 
 
-def kept_axes(sizes: Sequence[int], rank: int) -> list[int]:
-    """Which axes are left: of those of size 1, the first go."""
-    kept = list(range(len(sizes)))
-    for axis, size in enumerate(sizes):
-        if len(kept) > rank and size == 1:
-            kept.remove(axis)
+def kept_axes(sizes: Sequence[int], shape: Sequence[int]) -> list[int]:
+    """Which axes are left in that shape: some of size 1 are not, the first where any would do."""
+    kept: list[int] = []
+    for axis in reversed(range(len(sizes))):
+        left = shape[: len(shape) - len(kept)]
+        if left and (sizes[axis] != 1 or left[-1] == 1):
+            kept.insert(0, axis)
     return kept
 
 

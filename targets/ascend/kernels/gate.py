@@ -1,48 +1,46 @@
 """Which experts each token takes: the router's product and the gate, some tokens at a time on a vector core.
 
-Experts are padded to a power of two and numbered in f32, in which the vector cores compare. Among equals the
-lowest expert wins.
+A token's experts lie group by group, each group padded to a power of two, and are numbered in f32, in which
+the vector cores compare. Among equals the lowest expert wins.
 """
 
 import triton
 import triton.language as tl
 
+NONE: tl.constexpr = 16777216.0  # more than any number of an expert
+
 
 @triton.jit
-def highest(scores, numbers, COUNT: tl.constexpr):
-    """The highest of each row and the lowest number that it stands at; numbers: those of the columns."""
+def highest(scores, numbers):
+    """The highest of each row and the lowest number that it stands at; NONE where that is NaN."""
     top = tl.max(scores, axis=1)
-    here = tl.min(tl.where(scores == top[:, None], numbers, COUNT), axis=1)
-    return top, tl.minimum(here, COUNT - 1)
+    return top, tl.min(tl.where(scores == top[:, None], numbers, NONE), axis=1)
 
 
 @triton.jit
 def of_groups_kept(
     scores,
-    experts,
-    EXPERTS: tl.constexpr,
+    TOKENS: tl.constexpr,
     GROUPS: tl.constexpr,
-    PADDED: tl.constexpr,
+    SIZE: tl.constexpr,
     KEEP: tl.constexpr,
     TOP2: tl.constexpr,
 ):
-    """Scores [ROWS, BLOCK], minus infinity for experts outside the KEEP strongest groups of a token."""
-    size: tl.constexpr = EXPERTS // GROUPS
-    group = ((experts + 0.5) / size).to(tl.int32).to(tl.float32)
-    groups = tl.arange(0, PADDED).to(tl.float32)[None, :]
-    strength = tl.zeros((scores.shape[0], PADDED), tl.float32) + float("-inf")
-    for g in tl.static_range(GROUPS):
-        mine = tl.where(group == g, scores, float("-inf"))
-        first, place = highest(mine, experts, EXPERTS)
-        if TOP2 and size > 1:
-            first += tl.max(tl.where(experts == place[:, None], float("-inf"), mine), axis=1)
-        strength = tl.where(groups == g, first[:, None], strength)
-    kept = tl.zeros((scores.shape[0], scores.shape[1]), tl.float32)
-    for _ in tl.static_range(KEEP):
-        _top, place = highest(strength, groups, GROUPS)
-        strength = tl.where(groups == place[:, None], float("-inf"), strength)
-        kept += tl.where(group == place[:, None], 1.0, 0.0)
-    return tl.where(kept > 0.0, scores, float("-inf"))
+    """Scores [TOKENS * GROUPS, SIZE], minus infinity outside the KEEP strongest groups of a token.
+
+    A group is kept where fewer than KEEP are stronger, or as strong with a lower number.
+    """
+    numbers = tl.arange(0, SIZE).to(tl.float32)[None, :]
+    strength, place = highest(scores, numbers)
+    if TOP2 and SIZE > 1:
+        strength += tl.max(tl.where(numbers == place[:, None], float("-inf"), scores), axis=1)
+    own = tl.reshape(strength, (TOKENS, GROUPS, 1))
+    other = tl.reshape(strength, (TOKENS, 1, GROUPS))
+    number = tl.arange(0, GROUPS).to(tl.float32)
+    sooner = tl.where(number[None, :] < number[:, None], 1.0, 0.0)[None, :, :]
+    before = tl.where(other > own, 1.0, tl.where(other == own, sooner, 0.0))
+    rank = tl.reshape(tl.sum(before, axis=2), (TOKENS * GROUPS,))
+    return tl.where((rank < KEEP)[:, None], scores, float("-inf"))
 
 
 @triton.jit
@@ -55,12 +53,12 @@ def gate(
     eps,
     scale,
     EXPERTS: tl.constexpr,
-    BLOCK: tl.constexpr,
     CHOSEN: tl.constexpr,
     SHARED: tl.constexpr,
     SLOTS: tl.constexpr,
     GROUPS: tl.constexpr,
     PADDED: tl.constexpr,
+    SIZE: tl.constexpr,
     KEEP: tl.constexpr,
     SIGMOID: tl.constexpr,
     TOP2: tl.constexpr,
@@ -70,34 +68,43 @@ def gate(
     ROWS: tl.constexpr,
 ):
     """ids and weights [m, CHOSEN + SHARED] of logits that are the sum of PARTS [m, EXPERTS]."""
-    columns = tl.arange(0, BLOCK)
-    experts = columns.to(tl.float32)[None, :]
-    known = (columns < EXPERTS)[None, :]
+    size: tl.constexpr = EXPERTS // GROUPS
+    block: tl.constexpr = PADDED * SIZE
+    group = tl.arange(0, PADDED)[:, None]
+    member = tl.arange(0, SIZE)[None, :]
+    columns = group * size + member
+    known = (group < GROUPS) & (member < size)
+    experts = tl.reshape(tl.where(known, columns.to(tl.float32), NONE), (1, block))
+    if BIAS:
+        more = tl.reshape(tl.load(bias + columns, mask=known, other=0.0), (1, block))
     slot = tl.arange(0, SLOTS)
     slots = slot.to(tl.float32)[None, :]
     for first in range(tl.program_id(0) * ROWS, m, tl.num_programs(0) * ROWS):
         rows = first + tl.arange(0, ROWS)
-        inside = (rows < m)[:, None] & known
-        places = logits + rows[:, None] * EXPERTS + columns[None, :]
-        score = tl.load(places, mask=inside, other=0.0)
-        for part in range(1, PARTS):
-            score += tl.load(places + part * m * EXPERTS, mask=inside, other=0.0)
+        inside = (rows < m)[:, None, None] & known[None, :, :]
+        places = logits + rows[:, None, None] * EXPERTS + columns[None, :, :]
+        given = tl.load(places, mask=inside, other=0.0)
+        for part in tl.static_range(1, PARTS):
+            given += tl.load(places + part * m * EXPERTS, mask=inside, other=0.0)
+        score = tl.reshape(given, (ROWS, block))
         if SIGMOID:
             score = 1.0 / (1.0 + tl.exp(-score))
         else:
-            score = tl.where(known, score, float("-inf"))
+            score = tl.where(experts < NONE, score, float("-inf"))
             score = tl.exp(score - tl.max(score, axis=1)[:, None])
             score = score / tl.sum(score, axis=1)[:, None]
         choice = score
         if BIAS:
-            choice += tl.load(bias + columns, mask=columns < EXPERTS, other=0.0)[None, :]
-        choice = tl.where(known, choice, float("-inf"))
+            choice += more
+        choice = tl.where(experts < NONE, choice, float("-inf"))
         if GROUPS > 1:
-            choice = of_groups_kept(choice, experts, EXPERTS, GROUPS, PADDED, KEEP, TOP2)
+            grouped = tl.reshape(choice, (ROWS * PADDED, SIZE))
+            grouped = of_groups_kept(grouped, ROWS, PADDED, SIZE, KEEP, TOP2)
+            choice = tl.reshape(grouped, (ROWS, block))
         taken = tl.zeros((ROWS, SLOTS), tl.float32) + (slots + (EXPERTS - CHOSEN))
         weight = tl.zeros((ROWS, SLOTS), tl.float32)
-        for place in tl.static_range(CHOSEN):
-            _top, expert = highest(choice, experts, EXPERTS)
+        for place in range(CHOSEN):
+            _top, expert = highest(choice, experts)
             here = experts == expert[:, None]
             its = tl.sum(tl.where(here, score, 0.0), axis=1)
             choice = tl.where(here, float("-inf"), choice)
@@ -110,7 +117,8 @@ def gate(
         weight = tl.where(slots < CHOSEN, weight, 1.0)
         held = (rows < m)[:, None] & (slot < CHOSEN + SHARED)[None, :]
         out = rows[:, None] * (CHOSEN + SHARED) + slot[None, :]
-        tl.store(ids + out, taken.to(ids.dtype.element_ty), mask=held)
+        number = tl.minimum(taken.to(tl.int32), EXPERTS + SHARED - 1)
+        tl.store(ids + out, number.to(ids.dtype.element_ty), mask=held)
         tl.store(weights + out, weight, mask=held)
 
 

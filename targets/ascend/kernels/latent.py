@@ -87,11 +87,9 @@ def combine(
     for row in range(tl.program_id(0), rows, tl.num_programs(0)):
         at = tl.cast(row, tl.int64) * parts
         heavy = tl.load(weights + at + part, mask=part < parts, other=MASKED)
-        top = tl.max(heavy, 0)
-        total = tl.sum(tl.exp(heavy - top), 0)
-        sums = tl.zeros((WIDE,), tl.float32)
-        for i in range(0, parts):
-            share = tl.exp(tl.load(weights + at + i) - top) / total
-            values = tl.load(mixed + (at + i) * LATENT + wide, mask=wide < LATENT, other=0.0)
-            sums += values.to(tl.float32) * share
+        share = tl.exp(heavy - tl.max(heavy, 0))
+        share = share / tl.sum(share, 0)
+        inside = (part[:, None] < parts) & (wide[None, :] < LATENT)
+        values = tl.load(mixed + (at + part[:, None]) * LATENT + wide[None, :], mask=inside, other=0.0)
+        sums = tl.sum(values.to(tl.float32) * share[:, None], 0)
         tl.store(y + tl.cast(row, tl.int64) * LATENT + wide, sums.to(tl.bfloat16), mask=wide < LATENT)

@@ -150,17 +150,24 @@ def combine(
     x, inverse, weights, base, y, m, N: tl.constexpr, SHARE: tl.constexpr, BASED: tl.constexpr,
     LINE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """y [m, N] = the rows of x [m * SHARE, N] that are a token's by its weights, and base where BASED."""
-    across: tl.constexpr = (N + BLOCK - 1) // BLOCK
+    """y [m, N] = the rows of x [m * SHARE, N] that are a token's by its weights, and base where BASED.
+
+    BLOCK divides N: rows found by numbers are read without looking at a mask.
+    """
+    slot = tl.arange(0, SHARE)
+    across: tl.constexpr = N // BLOCK
     for item in range(tl.program_id(0), m * across, tl.num_programs(0)):
         token = item // across
         columns = item % across * BLOCK + tl.arange(0, BLOCK)
-        inside = columns < N
-        result = tl.zeros((BLOCK,), tl.float32)
+        if SHARE == 1:  # which is no array for Triton's lowering
+            row = tl.load(inverse + token * LINE)
+            result = tl.load(x + row * N + columns).to(tl.float32) * tl.load(weights + token)
+        else:
+            lines = (token * SHARE + slot)[:, None] * LINE + tl.arange(0, LINE)[None, :]
+            rows = tl.max(tl.load(inverse + lines), 1)
+            shares = tl.load(weights + token * SHARE + slot)
+            values = tl.load(x + rows[:, None] * N + columns[None, :]).to(tl.float32)
+            result = tl.sum(values * shares[:, None], 0)
         if BASED:
-            result += tl.load(base + token * N + columns, mask=inside, other=0.0).to(tl.float32)
-        for slot in range(token * SHARE, token * SHARE + SHARE):
-            row = tl.load(inverse + slot * LINE)
-            values = tl.load(x + row * N + columns, mask=inside, other=0.0).to(tl.float32)
-            result += tl.load(weights + slot) * values
-        tl.store(y + token * N + columns, result.to(tl.bfloat16), mask=inside)
+            result += tl.load(base + token * N + columns).to(tl.float32)
+        tl.store(y + token * N + columns, result.to(tl.bfloat16))

@@ -9,9 +9,9 @@ from ..program import ONE, Argument, Builder, M, Number, Pointer, Size, Step, la
 from ..soc import Soc
 from .rows import one_way, power
 
-FEW = 256  # slots that one block sorts
-HELD = 4096  # scores that a block compares at once
-CHUNK = 16  # experts whose ends are summed side by side
+FEW = 1280  # slots that are sorted in one launch
+EXACT = 1 << 24  # f32 has all whole numbers up to this
+HELD = 2048  # scores that a block compares at once
 
 
 def gate(
@@ -25,15 +25,14 @@ def gate(
     """One launch on all vector cores, of logits in so many parts. ports: logits, bias, ids, weights."""
     experts = kernel["n" if kernel.kind == "route" else "experts"]
     chosen = kernel["chosen" if kernel.kind == "route" else "k"]
-    block = power(experts)
     constants: dict[str, int | float | bool | str] = {
         "EXPERTS": experts,
-        "BLOCK": block,
         "CHOSEN": chosen,
         "SHARED": kernel["shared"],
         "SLOTS": power(chosen + kernel["shared"]),
         "GROUPS": kernel["groups"],
         "PADDED": power(kernel["groups"]),
+        "SIZE": power(experts // kernel["groups"]),
         "KEEP": kernel["keep"],
         "PARTS": parts,
         "ROWS": int(schedule["rows"]),
@@ -62,31 +61,33 @@ def top_k_gate(kernel: Kernel, schedule: Schedule, soc: Soc) -> list[Step]:
 def gate_space(kernel: Kernel, soc: Soc) -> Space:
     """Tokens side by side: as many as leave no core without."""
     experts = kernel["n" if kernel.kind == "route" else "experts"]
-    most = max(HELD // power(experts), 1)
-    rows = [count for count in (1, 2, 4, 8, 16) if count <= most]
-    return Space({"rows": rows}, {"rows": 1}, larger={65: {"rows": rows[-1]}})
+    scores = power(kernel["groups"]) * power(experts // kernel["groups"])
+    rows = [count for count in (1, 2, 4, 8, 16) if count == 1 or count * scores <= HELD]
+    many = {17: 2, 65: 4, 257: 16}
+    return Space(
+        {"rows": rows}, {"rows": 1}, larger={m: {"rows": min(most, rows[-1])} for m, most in many.items()}
+    )
 
 
 def sorting(soc: Soc, ids: Pointer, experts: int, share: int) -> list[Step]:
-    """Slots to y0 and ends to y1: by one block, or by all vector cores in two launches."""
-    bins = power(experts)
-    sizes = {"EXPERTS": experts, "BINS": bins, "PIECE": max(min(16384 // bins, 64), 16)}
+    """Slots to y0 and ends to y1, by all vector cores: in one launch or, where slots are many, in two."""
+    bins, few = power(experts), min(FEW, EXACT // experts) // share
     ends: dict[str, Argument] = {"order": Pointer("y0", "i64"), "ends": Pointer("y1", "i64")}
     slots, counts = Number(M * share), Pointer("s0", "fp32")
-    few = FEW // share
     grid = (sized(soc.vectors), ONE, ONE)
+    side = max(min(4096 // bins, 8), 1)  # slots side by side, or blocks, or experts
     return [
         Step(
             "order:sort",
             {"ids": ids, **ends, "slots": slots},
-            {**sizes, "CHUNK": CHUNK},
-            (ONE, ONE, ONE),
+            {"EXPERTS": experts, "PIECE": 8, "CHUNK": 256},
+            grid,
             when=larger(few + 1, M) - M,
         ),
         Step(
             "order:count",
             {"ids": ids, "counts": counts, "slots": slots},
-            sizes,
+            {"EXPERTS": experts, "BINS": bins, "PIECE": 2 * side},
             grid,
             {"s0": sized(soc.vectors * bins * 4)},
             when=larger(few, M) - few,
@@ -94,7 +95,7 @@ def sorting(soc: Soc, ids: Pointer, experts: int, share: int) -> list[Step]:
         Step(
             "order:spread",
             {"ids": ids, "counts": counts, **ends, "slots": slots},
-            {**sizes, "CHUNK": CHUNK},
+            {"EXPERTS": experts, "BINS": bins, "PIECE": side, "CHUNK": 128},
             grid,
             when=larger(few, M) - few,
         ),
@@ -108,7 +109,8 @@ def permute(kernel: Kernel, schedule: Schedule, soc: Soc) -> list[Step]:
 
 def route(kernel: Kernel, schedule: Schedule, soc: Soc) -> list[Step]:
     """The product to s1, what it chooses to s2, then the sort."""
-    k, n, parts, share = kernel["k"], kernel["n"], int(schedule["parts"]), kernel["chosen"] + kernel["shared"]
+    k, n, share = kernel["k"], kernel["n"], kernel["chosen"] + kernel["shared"]
+    parts = parts_of(k, int(schedule["bk"]), int(schedule["parts"]))
     arguments: dict[str, Argument] = {
         "x": Pointer("x0", "bf16"),
         "w": Pointer("x1", "bf16"),
@@ -129,6 +131,12 @@ def route(kernel: Kernel, schedule: Schedule, soc: Soc) -> list[Step]:
     return [product, chosen, *sorting(soc, Pointer("s2", "i32"), n + kernel["shared"], share)]
 
 
+def parts_of(k: int, bk: int, most: int) -> int:
+    """How many parts of K have columns where each has as many tiles of bk: most, or fewer."""
+    tiles = -(-k // bk)
+    return -(-tiles // -(-tiles // most))
+
+
 def route_space(kernel: Kernel, soc: Soc) -> Space:
     """How the product is cut: experts and depth among cube cores while tokens are few."""
     gates = gate_space(kernel, soc)
@@ -141,11 +149,8 @@ def route_space(kernel: Kernel, soc: Soc) -> Space:
         **gates.choices,
     }
     default = {"bm": 16, "bn": 64, "bk": 256, "parts": 4, **gates.default}
-    larger: dict[int, Schedule] = {
-        17: {"bm": 64},
-        65: {"bm": 128, **gates.larger[65]},
-        257: {"bm": 128, "bn": 128, "parts": 1, **gates.larger[65]},
-    }
+    tiles: dict[int, Schedule] = {17: {"bm": 64}, 65: {"bm": 128}, 257: {"bm": 128, "bn": 128, "parts": 1}}
+    larger = {first: {**tile, **gates.larger[first]} for first, tile in tiles.items()}
     return Space(choices, default, larger=larger)
 
 

@@ -23,21 +23,26 @@ from ..program import (
     smaller,
     tiles,
 )
-from ..soc import Soc
+from ..soc import L1, Soc
+from . import latent_apart
+from .latent_apart import power
 
+FEW = 16  # heads of which more keys are done at once
+LEAST = 256  # keys that are worth a part
 MOST_PARTS = 32  # of a sequence's cache
+BLOCKS = (32, 64, 96, 128, 192)
 HEADS_TURNED = 32  # at a time
 
 
-def power(n: int, least: int = 16) -> int:
-    """The power of two that holds n; the cube multiplies 16 or more."""
-    return max(least, 1 << (n - 1).bit_length())
+def together(kernel: Kernel) -> tuple[int, int]:
+    """Heads of tokens and keys that are done at once in one launch: as much as UB holds."""
+    return (16, 256) if kernel["heads"] <= FEW else (32, 128)
 
 
-def parts_of(kernel: Kernel, schedule: Schedule, soc: Soc) -> Size:
+def parts_of(kernel: Kernel, soc: Soc) -> Size:
     """How many parts a sequence's cache is split into: enough for all cubes, none of fewer keys than pay."""
-    units = larger(BATCH * tiles(TOKENS * kernel["heads"], int(schedule["rows"])), 1)
-    worth = smaller(SEEN // int(schedule["least"]), MOST_PARTS)
+    units = larger(BATCH * tiles(TOKENS * kernel["heads"], together(kernel)[0]), 1)
+    worth = smaller(SEEN // LEAST, MOST_PARTS)
     return larger(1, smaller((units + (soc.cubes - 1)) // units, worth))
 
 
@@ -46,14 +51,20 @@ def attend(
 ) -> list[Step]:
     """Queries to mixed latents. operands: ports of q, latents, keys, span and y.
 
-    In one launch where a sequence's cache is one part, else in two with scratch for parts.
+    Products are apart where that pays, which is so while many sequences are decoded.
     """
+    apart = latent_apart.attend(kernel, schedule, soc, operands, scaled)
+    return [*apart, *fused(kernel, soc, operands, scaled, ONE - latent_apart.pays(kernel, soc))]
+
+
+def fused(kernel: Kernel, soc: Soc, operands: Mapping[str, str], scaled: bool, when: Size) -> list[Step]:
+    """In one launch where a sequence's cache is one part, else in two with scratch for parts."""
     heads, latent = kernel["heads"], kernel["latent"]
-    rows, parts = M * heads, parts_of(kernel, schedule, soc)
+    rows, parts, (high, deep) = M * heads, parts_of(kernel, soc), together(kernel)
     wide = {"LATENT": latent, "WIDE": power(latent)}
     constants = {
         **{"HEADS": heads, **wide, "ROPE": kernel["rope"], "NARROW": power(kernel["rope"])},
-        **{"ROWS": int(schedule["rows"]), "BLOCK": int(schedule["block"]), "SCALED": scaled},
+        **{"ROWS": high, "BLOCK": deep, "SCALED": scaled},
     }
     types = {"q": "bf16", "latents": "bf16", "keys": "bf16", "span": "i64"}
     given: dict[str, Argument] = {name: Pointer(operands[name], type_) for name, type_ in types.items()}
@@ -62,10 +73,14 @@ def attend(
         **{"parts": Number(parts), "scale": Number("scale")},
     }
     results = [Pointer(port, "bf16") for port in (operands["y"], "s2")]
-    weights, scratch = Pointer("s3", "fp32"), {"s3": rows * parts * 4}
-    apart = parts - 1
+    weights, scratch = Pointer("s3", "fp32"), {"s3": rows * parts * 4 * when}
+    split = when * smaller(1, parts - 1)
     grid = (sized(soc.cubes), ONE, ONE)
-    whole, split = ({**given, "mixed": to, "weights": weights, **sizes} for to in results)
+    # Where L1 holds keys only once, the compiler is told so: on its own it finds out and says so.
+    once = {"enable-code-motion": 0, "enable-auto-multi-buffer": 0}
+    twice = 4 * (high + deep) * (power(latent) + power(kernel["rope"])) <= L1
+    options: Mapping[str, int] = {} if twice else once
+    alone, cut = ({**given, "mixed": to, "weights": weights, **sizes} for to in results)
     joined: dict[str, Argument] = {
         "mixed": results[1],
         "weights": weights,
@@ -74,17 +89,18 @@ def attend(
         "parts": Number(parts),
     }
     return [
-        Step("latent:attend", whole, constants, grid, scratch, ONE // parts),
+        Step("latent:attend", alone, constants, grid, scratch, when * (ONE // parts), options),
         Step(
             "latent:attend",
-            split,
+            cut,
             constants,
             grid,
-            {**scratch, "s2": rows * parts * latent * 2 * smaller(1, apart)},
-            apart,
+            {**scratch, "s2": rows * parts * latent * 2 * split},
+            split,
+            options,
         ),
         Step(
-            "latent:combine", joined, {**wide, "MOST": MOST_PARTS}, (sized(soc.vectors), ONE, ONE), when=apart
+            "latent:combine", joined, {**wide, "MOST": MOST_PARTS}, (sized(soc.vectors), ONE, ONE), when=split
         ),
     ]
 
@@ -150,16 +166,15 @@ def latent_write(kernel: Kernel, schedule: Schedule, soc: Soc) -> list[Step]:
 
 
 def space(kernel: Kernel, soc: Soc) -> Space:
-    default = {"rows": 32, "block": 64, "least": 256, "tokens": 64}
-    return Space(
-        {
-            "rows": [16, 32, 64],
-            "block": [32, 64, 128, 256],
-            "least": [128, 256, 512],
-            "tokens": [16, 64, 128],
-        },
-        default,
-    )
+    """rows: heads of tokens that are done together; block: keys that are; least: keys that are worth a part;
+    tokens: of a tile of the products around. By default all heads of a token, as far as that goes, and as
+    many keys as L1 holds beside them.
+    """
+    rule, rows = latent_apart.held(kernel), min(128, power(kernel["heads"]))
+    blocks = [block for block in BLOCKS if not rule({"rows": rows, "block": block})]
+    default = {"rows": rows, "block": max(blocks), "least": 256, "tokens": 64}
+    choices = {"rows": [16, 32, 64, 128], "block": BLOCKS, "least": [128, 256, 512], "tokens": [16, 64, 128]}
+    return Space(choices, default, rules=(rule,))
 
 
 def one_way(kernel: Kernel, soc: Soc) -> Space:

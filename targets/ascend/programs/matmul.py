@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from ...base import Kernel, Rule, Schedule, Space
+from ...base import Kernel, Schedule, Space
 from ..program import Argument, Builder, M, Number, Pointer, Size, Step, smaller, tiles
-from ..soc import L0C, L1, Soc
+from ..soc import Soc
 from .quantized import LINE, at_once, combine, on
+from .tiling import halves, space
 
 ORDER, ENDS = Pointer("x1", "i64"), Pointer("x2", "i64")
 
@@ -46,12 +47,8 @@ def grouped_combine(kernel: Kernel, schedule: Schedule, soc: Soc) -> list[Step]:
     invert = Step(
         "quantized:invert", arguments, {"LINE": LINE}, on(soc.vectors, rows), {"s4": rows * (4 * LINE)}
     )
-    summed = combine(kernel, soc, y, inverse)
-    places = {**summed.arguments, "weights": Pointer("x4", "fp32")}
-    if kernel["base"]:
-        places["base"] = Pointer("x5", "bf16")
     products = replace(products, scratch={"s3": rows * (2 * kernel["n"])})
-    return [table, products, invert, replace(summed, arguments=places)]
+    return [table, products, invert, combine(kernel, soc, y, inverse, 4)]
 
 
 def grouped(
@@ -59,7 +56,7 @@ def grouped(
 ) -> tuple[Step, Step]:
     """The table of tiles s2, then rows of x times the weights of their experts."""
     constants, experts, table = sizes(kernel, schedule), kernel["experts"], Pointer("s2", "i32")
-    constants["GATED"] = parts(kernel) - 1
+    constants["GATED"] = halves(kernel) - 1
     slots = rows // constants["BM"] + smaller(rows, experts)
     made: dict[str, Argument] = {"ends": ENDS, "table": table, "slots": Number(slots)}
     grid = on(soc.vectors, tiles(slots, LINE))
@@ -74,33 +71,7 @@ def grouped(
 def sizes(kernel: Kernel, schedule: Schedule) -> dict[str, int]:
     """What a product is specialised for; where there is a gate, N is its rows."""
     tile = {name.upper(): int(schedule[name]) for name in ("bm", "bn", "bk")}
-    return {"K": kernel["k"], "N": kernel["n"] // parts(kernel), **tile}
-
-
-def parts(kernel: Kernel) -> int:
-    """2 for a weight that is a gate's and, behind it, what the gate is for."""
-    return 1 + kernel.kind.endswith("swiglu")
-
-
-def space(kernel: Kernel, soc: Soc) -> Space:
-    """bm, bn: the tile of the result; bk of k are multiplied at once. They fit the cube's memories."""
-    choices = {"bm": [16, 32, 64, 128], "bn": [32, 64, 128], "bk": [64, 128, 256]}
-    default = {"bm": 16, "bn": 64, "bk": 256}
-    larger = {17: {"bm": 64, "bk": 128}, 65: {"bm": 64, "bn": 128 // parts(kernel), "bk": 128}}
-    return Space(choices, default, rules=(held(kernel),), larger=larger)
-
-
-def held(kernel: Kernel) -> Rule:
-    """Whether L1 holds what is multiplied and what comes next, and L0C the sums."""
-
-    def rule(schedule: Schedule) -> str | None:
-        bm, bn, bk = (int(schedule[name]) for name in ("bm", "bn", "bk"))
-        used, sums = 4 * (bm + parts(kernel) * bn) * bk, 4 * bm * bn * parts(kernel)
-        if used > L1:
-            return f"both sides, twice, are {used} bytes; L1 has {L1}"
-        return f"sums are {sums} bytes; L0C has {L0C}" if sums > L0C else None
-
-    return rule
+    return {"K": kernel["k"], "N": kernel["n"] // halves(kernel), **tile}
 
 
 BUILDERS: Mapping[str, Builder] = {

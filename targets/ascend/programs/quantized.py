@@ -9,9 +9,10 @@ from ...base import Kernel, Schedule, Space
 from ...bf16 import MATMULS
 from ..program import ONE, Argument, Builder, M, Number, Pointer, Size, Step, smaller, tiles
 from ..soc import Soc
-from .quantized_space import halves, space
+from .tiling import halves, space
 
 WHOLE, PART = 8192, 2048  # columns of a row that are done at once: of a short one all
+TOGETHER = 1024  # columns of rows that are added up together
 LINE = 16  # numbers that are written at once
 Arguments = Mapping[str, Argument]
 X, X_SCALES = Pointer("s0", "i8"), Pointer("s1", "fp32")
@@ -55,7 +56,7 @@ def grouped_combine(kernel: Kernel, schedule: Schedule, soc: Soc) -> list[Step]:
         table,
         replace(products, scratch={"s3": rows * (2 * n)}),
         invert,
-        combine(kernel, soc, y, inverse),
+        combine(kernel, soc, y, inverse, 5),
     ]
 
 
@@ -81,20 +82,22 @@ def grouped(kernel: Kernel, schedule: Schedule, soc: Soc, rows: Size, y: Pointer
     return tabulate, Step("quantized:grouped", arguments, constants, on(soc.cubes, count))
 
 
-def combine(kernel: Kernel, soc: Soc, products: Pointer, inverse: Pointer) -> Step:
-    """A token's rows by its weights, added to what there is already."""
+def combine(kernel: Kernel, soc: Soc, products: Pointer, inverse: Pointer, weights: int) -> Step:
+    """A token's rows by its weights, added to what there is already; weights: their place among operands,
+    before that of what there is.
+    """
     n, based = kernel["n"], kernel["base"] > 0
-    block = min(PART, 1 << (n - 1).bit_length())
+    block = max(part for part in range(1, min(n, TOGETHER) + 1) if n % part == 0)
     arguments: Arguments = {
         "x": products,
         "inverse": inverse,
-        "weights": Pointer("x5", "fp32"),
-        "base": Pointer("x6", "bf16") if based else products,
+        "weights": Pointer(f"x{weights}", "fp32"),
+        "base": Pointer(f"x{weights + 1}", "bf16") if based else products,
         "y": Pointer("y0", "bf16"),
         "m": Number(M),
     }
     constants = {"N": n, "SHARE": kernel["share"], "BASED": int(based), "LINE": LINE, "BLOCK": block}
-    return Step("quantized:combine", arguments, constants, on(soc.vectors, M * -(-n // block)))
+    return Step("quantized:combine", arguments, constants, on(soc.vectors, M * (n // block)))
 
 
 def on(cores: int, count: Size) -> tuple[Size, Size, Size]:
@@ -110,7 +113,7 @@ def operands(w: int) -> Arguments:
 
 def at_once(k: int) -> int:
     """Columns of a row of k that are done at once."""
-    return 1 << (k - 1).bit_length() if k <= WHOLE else PART
+    return k if k <= WHOLE else PART
 
 
 def sizes(kernel: Kernel, schedule: Schedule) -> dict[str, int]:
