@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,19 @@ def kernel_errors(folder: Path, found: Manifest, feeds: Mapping[str, Array]) -> 
             for measure, error in zip(worst, differences(array_of(got[name]), array_of(own[name + OWN]))):
                 worst[measure] = float(np.maximum(worst[measure], error))
     return errors
+
+
+def alone(folder: Path, found: Manifest, feeds: Mapping[str, Array], told: Callable[[str], Any]) -> None:
+    """Each kernel run by itself, on what standard ops give before it; told: called with its name before."""
+    model = onnx.load(folder / MODEL, load_external_data=False)
+    nodes = [node for node in model.graph.node if node.domain == DOMAIN]
+    stored = {tensor.name for tensor in model.graph.initializer}
+    operands = [[name for name in names_of([node.input]) if name not in stored] for node in nodes]
+    given = {name: tensor_of(array) for name, array in feeds.items()}
+    got = given | results(folder, shown(model, names_of(operands)), given, {})
+    for node, names in zip(nodes, operands):
+        told(node.op_type)
+        results(folder, apart(model, [node], {name: got[name] for name in names}), got, found.target)
 
 
 def names_of(lists: Iterable[Sequence[str]]) -> list[str]:

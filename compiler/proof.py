@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from . import rooms, runner
+from . import manifest as manifests
+from . import rooms
+from .exercise import Ended, Exercise, Feeds
 from .ir import Array
-from .kernel_proof import kernel_errors
-from .session import copy
 from .source import Source
 
 PROMPT, PADDING, NEW = 12, 5, 16  # tokens; the padding is on the left of the first of two prompts
@@ -35,23 +36,58 @@ def prove(
 
     vocabulary: None where it is not a language model. rounded: whether weights or caches are narrower than
     f32. weights: the bytes they take in PyTorch. Errors are relative to the largest value that the other one
-    gives. Raises NotProven where the artifact is wrong.
+    gives. It runs in a process of its own, for a wrong kernel may end that. Raises NotProven where the
+    artifact is wrong.
     """
-    ids, mask = prompts(vocabulary or 1)
+    try:
+        with Exercise(folder) as run:
+            return proven(run, folder, source, vocabulary, rounded, weights)
+    except Ended as how:
+        if str(how) == "SIGKILL":  # no kernel sends that
+            raise NotProven(
+                f"the artifact of {source.name} could not be proven: what ran it was killed, as the "
+                "system does where memory is short; nothing was written. --no-prove keeps the artifact"
+            ) from None
+        name = culprit(folder, source, vocabulary)
+        raise NotProven(
+            f"the artifact of {source.name} is wrong: {name} ended the process that ran it ({how}); nothing "
+            "was written. --no-prove keeps the artifact"
+        ) from None
+
+
+def proven(
+    run: Exercise, folder: Path, source: Source, vocabulary: int | None, rounded: bool, weights: int
+) -> dict[str, Any]:
+    """The same of an artifact that runs elsewhere. Raises Ended where it runs no more."""
     skipped = why_not_eager(weights) if vocabulary else ""
     found: dict[str, Any] = {"skipped": skipped} if skipped else {}
     if rounded or skipped:
-        artifact = runner.load(folder, verify="size")
-        limits = rooms.room_for(artifact.manifest.target).KERNEL_LIMITS
-        found |= {"simulated": artifact.simulated} if artifact.simulated else {}
-        found["kernels"] = kernels(artifact, source, ids, mask, vocabulary)
+        limits = rooms.room_for(manifests.read(folder).target).KERNEL_LIMITS
+        found |= {"simulated": simulated} if (simulated := run("simulated")) else {}
+        found["kernels"] = run("kernels", feeds_of(run, source, vocabulary))
         for name, errors in found["kernels"].items():
             for measure, limit in limits.items():
                 expect(source, f"its kernel {name} is", "its own standard ops", errors[measure], limit)
     if not skipped:
-        found |= _module(folder, source) if vocabulary is None else _language_model(folder, source, ids, mask)
+        found |= _module(run, source) if vocabulary is None else _language_model(run, source, vocabulary)
         expect(source, "it is", "PyTorch on average", found["mean_error"], np.inf if rounded else LIMIT)
     return found
+
+
+def culprit(folder: Path, source: Source, vocabulary: int | None) -> str:
+    """Which kernel ends a process, as far as it does so again when it runs by itself."""
+    with TemporaryDirectory(prefix="moec-") as name, Exercise(folder) as run:
+        told = Path(name) / "told"
+        try:
+            run("one_by_one", feeds_of(run, source, vocabulary), told)
+        except Ended:
+            return f"its kernel {told.read_text()}" if told.exists() else "opening it"
+    return "one of its kernels"
+
+
+def feeds_of(run: Exercise, source: Source, vocabulary: int | None) -> Feeds:
+    """The prompts, or the example inputs of a module."""
+    return _feeds(source) if vocabulary is None else run("prompt", *prompts(vocabulary))
 
 
 def why_not_eager(weights: int) -> str:
@@ -92,29 +128,7 @@ def prompts(vocabulary: int) -> tuple[Array, Array]:
     return ids, mask
 
 
-def kernels(
-    artifact: runner.Artifact, source: Source, ids: Array, mask: Array, vocabulary: int | None
-) -> dict[str, dict[str, float]]:
-    """Each kernel's errors on the example inputs, or on the prompts and on one token after the second."""
-    if vocabulary is None:
-        return kernel_errors(artifact.folder, artifact.manifest, _feeds(source))
-    empty = artifact.empty(len(ids), PROMPT + 1)
-    prompt = {"input_ids": ids, "attention_mask": mask, **empty}
-    errors = kernel_errors(artifact.folder, artifact.manifest, prompt)
-    cache = artifact.filled(empty)
-    artifact.step(ids, mask, cache)
-    if artifact.on_device:
-        for name, array in empty.items():
-            copy(cache[name], array)
-    after = np.ones((1, PROMPT + 1), np.int64)
-    rows = {name: np.ascontiguousarray(each[1:]) for name, each in empty.items()}
-    token = {"input_ids": ids[1:, :1], "attention_mask": after, **rows}
-    for name, worse in kernel_errors(artifact.folder, artifact.manifest, token).items():
-        errors[name] = {measure: max(error, worse[measure]) for measure, error in errors[name].items()}
-    return errors
-
-
-def _language_model(folder: Path, source: Source, ids: Array, mask: Array) -> dict[str, Any]:
+def _language_model(run: Exercise, source: Source, vocabulary: int) -> dict[str, Any]:
     """Logits of the prompts, greedy decoding, and PyTorch's own text token by token.
 
     logit_error: RMS of the difference over RMS of PyTorch's logits. tokens_equal: those before the first that
@@ -122,11 +136,11 @@ def _language_model(folder: Path, source: Source, ids: Array, mask: Array) -> di
     """
     from .eager import reference
 
+    ids, mask = prompts(vocabulary)
     wanted = reference(source, ids, mask, NEW)
-    artifact = runner.load(folder, verify="size")
-    tokens = artifact.generate(ids, NEW, mask)[:, PROMPT:]
+    tokens = run("generate", ids, NEW, mask)[:, PROMPT:]
     text = np.hstack([ids, wanted.tokens[:, :-1]])
-    logits = artifact.logits(text, np.hstack([mask, np.ones_like(wanted.tokens[:, :-1])]))
+    logits = run("logits", text, np.hstack([mask, np.ones_like(wanted.tokens[:, :-1])]))
     got, exact = (each[:, :PROMPT][mask.astype(bool)] for each in (logits, wanted.logits))
     return {
         **_errors([got], [exact]),
@@ -137,12 +151,11 @@ def _language_model(folder: Path, source: Source, ids: Array, mask: Array) -> di
     }
 
 
-def _module(folder: Path, source: Source) -> dict[str, Any]:
+def _module(run: Exercise, source: Source) -> dict[str, Any]:
     """The example inputs that came with the module."""
     from .eager import outputs
 
-    session = runner.load(folder, verify="size").session
-    return _errors(session.run(None, _feeds(source)), outputs(source))
+    return _errors(run("outputs", _feeds(source)), outputs(source))
 
 
 def _feeds(source: Source) -> dict[str, Array]:
