@@ -22,6 +22,7 @@ from ..tuning.search import Budget
 from . import artifact, costs, library, pipeline, proof, verified
 from . import manifest as manifests
 from .conditions import conditions
+from .guesses import guesses
 from .ir import B, Graph, L, Miss, Node, S, T
 from .manifest import File, Manifest, PlannedKernel, StoredWeight
 from .onnx_graph import Naming
@@ -115,6 +116,7 @@ def compile_model(
         with clock.step("tune"):
             called = conditions(machine, front.graph, front.kernels.values(), threads, routing_trace)
             plan = planned(front, known, Budget.parse(budget), called, progress, retune, verify, teller)
+            guessed = guesses(plan, known, teller.place, called)
         with clock.step("emit") as tell:
             jobs = [(kernel, choice.schedules) for kernel, choice in plan.items()]
             emitted = library.emit_all(machine, jobs, tell)
@@ -124,7 +126,7 @@ def compile_model(
             graph, names = laid_out(front, machine, plan)
             rounding = Rounding()
             files = artifact.store(folder, graph, front.traced.weights, names, tell, rounding.observe)
-        manifest = describe(front, machine, plan, teller, files, stored_weights(graph, rounding))
+        manifest = describe(front, machine, plan, teller, files, stored_weights(graph, rounding), guessed)
         manifest.write(folder)
         if prove and machine.runs_here:
             with clock.step("prove"):
@@ -235,8 +237,9 @@ def describe(
     teller: Teller,
     files: Mapping[str, File],
     weights: Sequence[StoredWeight],
+    guessed: Mapping[str, Any] | None = None,
 ) -> Manifest:
-    """All that is known before the artifact is run."""
+    """All that is known before the artifact is run. guessed: what choices hang on (guesses.py)."""
     uses = Counter(front.kernels.values())
     facts, stored = front.traced.facts, costs.cache_bytes(front.graph)
     hashed = getattr(front.traced.weights, "fingerprint", lambda: "")
@@ -268,7 +271,7 @@ def describe(
         weights=weights,
         misses=[str(miss) for miss in front.misses],
         positions=facts.positions if facts else None,
-        tuning=teller.worth.json() if teller.worth else None,
+        tuning=teller.worth.json() | ({"guesses": guessed} if guessed else {}) if teller.worth else None,
     )
 
 

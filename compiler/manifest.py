@@ -70,7 +70,7 @@ class Manifest:
     onnxruntime: the oldest release it loads in, the newest tried. cache: bytes_per_token as stored, and
     unfused_bytes_per_token with all heads' keys and values. proof: see proof.py; None where it was not run.
     positions: the most tokens a text may have, None where the model takes none. tuning: what it cost and
-    bought (tuning/worth.py).
+    bought (tuning/worth.py), and what choices hang on where times are not measured (guesses.py).
     """
 
     source: Mapping[str, str]

@@ -35,6 +35,7 @@ NUMBERS = (
     "share",
     "GB/s of weights",
     "of the read bandwidth",
+    "faster by",
 )
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -73,7 +74,8 @@ def size(count: float) -> str:
 def render(report: Report, misses: int = 5) -> RenderableType:
     """The whole report: passes, kernels, and what came of it. misses: how many near misses to spell out."""
     found = report.manifest
-    return Group(passes(found), kernels(found), formats(found), outcome(report), *near(found, misses))
+    parts = passes(found), kernels(found), formats(found), *doubts(found), outcome(report)
+    return Group(*parts, *near(found, misses))
 
 
 def passes(found: Manifest) -> Table:
@@ -91,6 +93,29 @@ def kernels(found: Manifest) -> Table:
     for each in found.kernels:
         table.add_row(each.kernel, str(each.uses), per_tokens(each.schedules), why(each, times(found)))
     return table
+
+
+def doubts(found: Manifest) -> Iterable[RenderableType]:
+    """Choices between schedules that another guess would have made otherwise, and how many were looked at."""
+    guessed = (found.tuning or {}).get("guesses")
+    if not guessed or not guessed["choices"]:
+        return
+    hang = len({(flip["kernel"], flip["call"]) for flip in guessed["flips"]})
+    of, constants = guessed["choices"], len(guessed["constants"])
+    yield Text(
+        f"{hang} of {of} choices hang on one of {constants} guessed constants: halved or doubled, it makes "
+        "another schedule the fastest"
+    )
+    table = columns("choice that hangs on a guess", "call", "guess", "schedule", "instead", "faster by")
+    for flip in guessed["flips"]:
+        differ = [knob for knob, value in flip["schedule"].items() if flip["other"].get(knob) != value]
+        sides = (
+            " ".join(f"{knob}={flip[side].get(knob)}" for knob in differ) for side in ("schedule", "other")
+        )
+        guess = f"{flip['constant']} x {flip['factor']:g}"
+        table.add_row(flip["kernel"], flip["call"], guess, *sides, f"{flip['faster']:.1%}")
+    if guessed["flips"]:
+        yield table
 
 
 def formats(found: Manifest) -> Table:

@@ -11,6 +11,7 @@ from ..tuning.search import Budget
 from .beyond import Beyond
 from .conditions import conditions
 from .driver import Clock, describe, laid_out, understand
+from .guesses import guesses
 from .planning import planned
 from .policy import NONE, cache_of, policy_of
 from .progress import Steps, quiet
@@ -61,6 +62,7 @@ def tune_model(
         plan = planned(
             front, known, Budget.parse(budget), called, progress, retune, teller=teller, beyond=beyond
         )
+        guessed = guesses(plan, known, teller.place, called)
     weights = stored_weights(laid_out(front, machine, plan)[0], Rounding())
-    manifest = describe(front, machine, plan, teller, {}, weights)
+    manifest = describe(front, machine, plan, teller, {}, weights, guessed)
     return Report(manifest, None, clock.seconds, [*known.problems, *beyond.warnings])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 Schedule = Mapping[str, int | str]
 
@@ -158,3 +158,32 @@ class Target(Protocol):
     def capabilities(self) -> Capabilities: ...
     def space(self, kernel: Kernel) -> Space: ...
     def emit(self, kernel: Kernel, schedules: Schedules) -> Emitted: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """With a guessed constant multiplied by a factor, another schedule would be the fastest: by that share
+    (0.1: the one that was chosen takes a tenth longer).
+    """
+
+    constant: str
+    factor: float
+    other: Schedule
+    faster: float
+
+
+@runtime_checkable
+class Guessing(Protocol):
+    """A target that computes times, rather than measure them, from constants of which some are guessed."""
+
+    @property
+    def guesses(self) -> Sequence[str]:
+        """The names of those."""
+
+    def flips(
+        self, kernel: Kernel, point: str, schedules: Sequence[Schedule], trace: str = ""
+    ) -> Sequence[Flip]:
+        """Where a guess decides that the first of these schedules is the fastest of them in a call.
+
+        point, trace: which call, as tuning has them. Raises CannotBuild where times cannot be computed.
+        """

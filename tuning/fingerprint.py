@@ -7,6 +7,7 @@ import hashlib
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,10 @@ class Here:
     generators: Mapping[str, str]
 
     def of(self, kernel: Kernel) -> Fingerprint:
-        """For one kernel."""
-        return replace(self.whole, generator=self.generators.get(kernel.kind, self.whole.generator))
+        """For one kernel: by how its weights are stored, where its kind has other sources for that."""
+        names = (f"{kernel.kind} {kernel.weights}", kernel.kind)
+        found = (self.generators[name] for name in names if name in self.generators)
+        return replace(self.whole, generator=next(found, self.whole.generator))
 
 
 def here(isa: str, threads: int, target: Path, processor: str = "") -> Fingerprint:
@@ -83,7 +86,8 @@ def sources(target: Path) -> list[Path]:
     """
     found = [target / "emit.py", *(target / "kernels").glob("*.py"), *(target / "programs").glob("*.py")]
     found += [file for name in ("space*.py", "*tiles.py", "widths.py") for file in target.glob(name)]
-    found += [*target.glob("timeline.py"), *(target / "hivm").glob("*.py")]  # what simulates instead
+    # What simulates instead, by figures of what it simulates.
+    found += [*target.glob("timeline.py"), *target.glob("soc.py"), *(target / "hivm").glob("*.py")]
     if not (target / "runtime" / "device.h").exists():
         for runtime in (target / "runtime", target.parent / "runtime"):
             found += [*runtime.glob("*.cc"), *runtime.glob("*.h")]
@@ -91,20 +95,29 @@ def sources(target: Path) -> list[Path]:
 
 
 def written_by(files: Sequence[str], target: Path, among: Sequence[Path]) -> list[Path]:
-    """Those files of a target with all that they import, as far as it is among its sources, and emit.py."""
+    """Those files of a target with all that they import, as far as it is among its sources, and emit.py.
+
+    space.py, which only lists what there is for each kind, leads to all of them and is left out.
+    """
     left, found = [target / file for file in ("emit.py", *files)], list[Path]()
     while left:
         file = left.pop()
         if file in among and file not in found:
             found.append(file)
-            left += imports(file) if file.name != "emit.py" else []
+            left += [each for each in imports(file) if file.name != "emit.py" and each.name != "space.py"]
     return found
 
 
-def imports(file: Path) -> list[Path]:
+def imports(file: Path) -> Sequence[Path]:
     """The files beside or above a module that it imports relatively."""
+    return imported(file, file.read_text(encoding="utf-8"))
+
+
+@lru_cache(512)
+def imported(file: Path, text: str) -> Sequence[Path]:
+    """Those that this text imports, in that file's place."""
     found = []
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ImportFrom) and node.level:
             folder = file.parents[node.level - 1].joinpath(*(node.module or "").split("."))
             found += [folder.with_suffix(".py"), *(folder / f"{name.name}.py" for name in node.names)]

@@ -64,7 +64,7 @@ class Device:
                 except CannotBuild as error:  # of this kernel alone; others can be built
                     raise ValueError(str(error)) from error
                 if plan.notes:
-                    raise ValueError(f"{step.function} is not compiled as it is written: {plan.notes[0]}")
+                    raise ValueError(f"{step.function} is not compiled as it is written{instead(plan)}")
 
     def bench(self, kernel: Kernel, schedules: Schedules, built: Path | None = None) -> Bench:
         """The kernel as a simulation has it. built: nothing is there."""
@@ -101,6 +101,12 @@ class Bench:
             schedule = self.schedules[serving(self.schedules, asked.tokens)]
             self._seconds[point] = timeline.seconds(self.kernel, schedule, self.soc, asked).us * 1e-6
         return self._seconds[point]
+
+
+def instead(plan: vendor.Plan) -> str:
+    """What became of a function that was changed, and the compiler's last word on it."""
+    changed = [f"{name}={vendor.spelled(value)}" for name, value in plan.became.items()]
+    return f"{', but with ' if changed else ''}{', '.join(changed)}: {plan.notes[-1]}"
 
 
 def affordable(kernel: Kernel) -> Callable[[dict[str, Any]], bool]:

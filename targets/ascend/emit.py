@@ -28,7 +28,8 @@ def emit(kernel: Kernel, schedules: Schedules, soc: Soc) -> Emitted:
     launches: dict[int, list[Launch]] = {}
     for first, schedule in schedules.items():
         launches[first] = []
-        for step in steps(kernel, schedule, soc):
+        for asked in steps(kernel, schedule, soc):
+            step = settled(asked, soc)
             linalg = named(lowering()(step, soc), step.compiler)
             if linalg.name not in images:
                 images[linalg.name] = image(step, linalg, soc)
@@ -37,6 +38,14 @@ def emit(kernel: Kernel, schedules: Schedules, soc: Soc) -> Emitted:
     entries = ([bundle.images[each.image].entry for each in every] for every in launches.values())
     symbols = tuple(tuple(dict.fromkeys(each)) for each in entries)
     return Emitted(kernel, schedules, bundle.to_bytes(), symbols)
+
+
+def settled(step: Step, soc: Soc) -> Step:
+    """The step as the vendor's compiler does it: what that changes on its own is asked for, so that it is
+    named and told as the schedule that it is. Raises as image does.
+    """
+    plan = vendor.planned(named(lowering()(step, soc), step.compiler), soc, step.compiler)
+    return replace(step, compiler={**step.compiler, **plan.became}) if plan.became else step
 
 
 def named(linalg: Linalg, options: Mapping[str, int]) -> Linalg:

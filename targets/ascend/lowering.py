@@ -6,10 +6,12 @@ import atexit
 import json
 import os
 import re
+import signal
 import subprocess
 import tempfile
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -75,13 +77,19 @@ class Lowering:
             answer = self._ask(self._ready(written_by), request)
         if "error" in answer:
             asked = json.loads(request)
-            raise CannotBuild(f"{asked['function']} with {asked['constants']}: {answer['error']}")
+            raise CannotBuild(f"{asked['function']} with {asked['constants']}: {sentence(answer['error'])}")
         return json.dumps(answer).encode()
 
     def _ask(self, process: subprocess.Popen[str], request: str) -> Mapping[str, Any]:
         assert process.stdin is not None
         assert process.stdout is not None
-        late = threading.Timer(LIMIT_S, process.kill)
+        too_late = threading.Event()
+
+        def give_up() -> None:
+            too_late.set()
+            end(process)
+
+        late = threading.Timer(LIMIT_S, give_up)
         late.start()
         try:
             process.stdin.write(request + "\n")
@@ -89,9 +97,9 @@ class Lowering:
             answer: dict[str, Any] = json.loads(process.stdout.readline())
             return answer
         except (OSError, ValueError):
-            process.kill()
+            end(process)
             status = process.wait()
-            ended = "was ended" if late.is_alive() else f"gave no answer in {LIMIT_S:.0f} s and was ended"
+            ended = f"gave no answer in {LIMIT_S:g} s and was ended" if too_late.is_set() else "was ended"
             return {"error": f"the toolchain's process {ended} with status {status}{self._last_words()}"}
         finally:
             late.cancel()
@@ -108,6 +116,7 @@ class Lowering:
                 stdout=subprocess.PIPE,
                 stderr=self._words,
                 text=True,
+                process_group=0,  # with what it starts itself, to be ended together
                 env=os.environ | {"PYTHONPATH": str(FOLDER.parent), "PYTHONDONTWRITEBYTECODE": "1"},
             )
             self._began = wanted
@@ -123,15 +132,28 @@ class Lowering:
     def close(self) -> None:
         """Ends the process, whatever it is doing; that of who was forked is left to him."""
         if self._process is not None and self._began[1] == os.getpid():
-            self._process.kill()
+            end(self._process)
             self._process.communicate()
         self._process = None
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Ends a process with all that it started, unless it is known to have ended."""
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 @cache
 def lowering() -> Lowering:
     """This process's own."""
     return Lowering()
+
+
+def sentence(words: str) -> str:
+    """What went wrong in a line, without the listing that Triton puts between place and cause."""
+    first, *rest = [line.strip() for line in words.splitlines() if line.strip()] or ["no words"]
+    return " ".join([first, *([line for line in rest if "error" in line.lower()] or rest[-1:])])[:600]
 
 
 def sources() -> str:

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
 
-from ..base import Kernel, Schedule
+from ..base import CannotBuild, Flip, Kernel, Schedule
+from ..cases_bf16 import CASES
+from ..sample import draws
 from . import timeline
+from .cache import Passing, kept
+from .device import calls
 from .hivm.calls import Asked
 from .hivm.constants import GUESSED, Constants
+from .hivm.machine import Fault
+from .hivm.sampled import CannotSimulate
+from .hivm.view import OutOfBounds
 from .soc import Soc
 
 FACTORS = (0.5, 2.0)
+LEAST = 0.01  # of a time: less is no difference
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +33,6 @@ class Variant:
     constant: str
     factor: float
     us: tuple[float, ...]
-
-    @property
-    def best(self) -> int:
-        """The place of the fastest schedule."""
-        return self.us.index(min(self.us))
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,41 +45,48 @@ class Sensitivity:
     us: tuple[float, ...]
     variants: tuple[Variant, ...]
 
-    @property
-    def best(self) -> int:
-        """The place of the fastest schedule."""
-        return self.us.index(min(self.us))
+    def against(self, place: int = 0) -> list[Flip]:
+        """Where a schedule would be beaten by one that does not beat it by the constants as they are."""
+        rivals = [other for other, us in enumerate(self.us) if us >= self.us[place]]
+        found = []
+        for each in self.variants:
+            best = min(rivals, key=lambda other: (each.us[other], other != place))
+            if (faster := each.us[place] / each.us[best] - 1) > LEAST:
+                found.append(Flip(each.constant, each.factor, self.schedules[best], faster))
+        return found
 
-    @property
-    def flips(self) -> list[Variant]:
-        """Where another schedule would be the fastest."""
-        return [variant for variant in self.variants if variant.best != self.best]
 
-    def text(self) -> str:
-        """For people."""
-        lines = [f"simulated, not measured: {self.kernel} on {self.soc.name}"]
-        for place, (schedule, us) in enumerate(zip(self.schedules, self.us)):
-            lines.append(f"  {us:10.1f} us  {dict(schedule)}{'  <- chosen' if place == self.best else ''}")
-        for each in self.flips:
-            other, lost = self.schedules[each.best], each.us[self.best] / min(each.us) - 1
-            lines.append(f"  {each.constant} x {each.factor:g}: {dict(other)} is {lost:.1%} faster")
-        return "\n".join(lines if self.flips else [*lines, "  no guessed constant changes the choice"])
+def flips(kernel: Kernel, point: str, schedules: Sequence[Schedule], soc: Soc, trace: str = "") -> list[Flip]:
+    """Where a guess decides that the first of these schedules is the fastest of them in a call.
 
-    def json(self) -> str:
-        """For programs; one object. Times are simulated."""
-        made: dict[str, Any] = {
-            "simulated": True,
-            "kernel": str(self.kernel),
-            "soc": self.soc.name,
-            "schedules": [dict(schedule) for schedule in self.schedules],
-            "us": self.us,
-            "chosen": self.best,
-            "variants": [
-                {"constant": each.constant, "factor": each.factor, "us": each.us, "chosen": each.best}
-                for each in self.variants
-            ],
-        }
-        return json.dumps(made)
+    point, trace: which call, as Device has them. Kept in the cache, but for a recorded routing, which is a
+    file that may change. Raises CannotBuild.
+    """
+
+    def found() -> bytes:
+        asked = calls(kernel, draws(kernel, CASES[kernel.kind], trace)).get(point)
+        if asked is None:
+            raise CannotBuild(f"{kernel} is not timed at {point} any more")
+        try:
+            each = sensitivity(kernel, schedules, soc, asked).against()
+        except (CannotSimulate, Fault, OutOfBounds, ValueError) as error:
+            raise CannotBuild(f"{kernel} at {point} cannot be simulated: {error}") from None
+        made = json.dumps([asdict(flip) for flip in each]).encode()
+        if trace:
+            raise Passing(made)
+        return made
+
+    shaped_by = (repr(kernel), point, [sorted(each.items()) for each in schedules], soc, sources())
+    return [Flip(**each) for each in json.loads(kept("flips", shaped_by, found))]
+
+
+@cache
+def sources() -> str:
+    """A hash of all that is the target's: others may write or time other kernels."""
+    digest = sha256()
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 def sensitivity(

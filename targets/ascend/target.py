@@ -15,8 +15,10 @@ from ...compiler.pipeline import Pass
 from ...passes.layout import Layout
 from ...passes.precision import ALL_BF16, INT8_ROWS, Policy
 from .. import bf16, flags, listing
-from ..base import CannotBuild, Capabilities, Emitted, Kernel, Schedule, Schedules, Space
+from ..base import CannotBuild, Capabilities, Emitted, Flip, Kernel, Schedule, Schedules, Space
 from . import build, finish, npu, soc, space, toolchain
+from .families import FAMILIES
+from .hivm.constants import GUESSED
 from .programs import quantized
 
 # What to do about an artifact that this machine does not run.
@@ -40,7 +42,7 @@ class Target:
     caches: ClassVar[Sequence[str]] = ("bf16",)
     widest: ClassVar[str] = "bf16"  # the format of weights that every kernel reads
     tools: ClassVar[Sequence[str]] = ("moec",)  # packages that shape its code
-    families: ClassVar[Mapping[str, Sequence[str]]] = {}  # all sources shape all kernels
+    families: ClassVar[Mapping[str, Sequence[str]]] = FAMILIES
     addresses: ClassVar[int | None] = None  # bytes of addresses for a tuning worker: as many as of memory
 
     @property
@@ -94,10 +96,12 @@ class Target:
         """What an artifact's manifest says of it: all that is needed to load one.
 
         features: of the CPU; without_npu: what becomes of its kernels there; times: how
-        those come about that schedules were chosen by.
+        those come about that schedules were chosen by; linked: the processor that the library is for, and
+        finish, what links it for others.
         """
         named = {"name": self.name, "isa": self.soc.name, "features": list(flags.V3), "library": self.library}
-        return {**named, "provider": NPU, "without_npu": SIMULATED, "times": "simulated"}
+        made = {"linked": "x86_64", "finish": f"{finish.FOLDER}/finish.sh"}
+        return {**named, **made, "provider": NPU, "without_npu": SIMULATED, "times": "simulated"}
 
     @property
     def passes(self) -> tuple[Pass, ...]:
@@ -136,6 +140,19 @@ class Target:
         """What a tuning worker opens on this machine: module and function, and its arguments (see Device)."""
         options: dict[str, Any] = {"soc": self.soc.name, "cold": cold, "trace": trace}
         return f"{__package__}.device:Device", options
+
+    @property
+    def guesses(self) -> Sequence[str]:
+        """The constants of the simulated timeline that are guesses (see base.Guessing)."""
+        return GUESSED
+
+    def flips(
+        self, kernel: Kernel, point: str, schedules: Sequence[Schedule], trace: str = ""
+    ) -> Sequence[Flip]:
+        """Where halving or doubling a guess would choose another than the first of these schedules."""
+        from . import sensitivity
+
+        return sensitivity.flips(kernel, point, schedules, self.soc, trace)
 
     def emit(self, kernel: Kernel, schedules: Schedules) -> Emitted:
         """Code in all its forms; runs the toolchain's programs."""

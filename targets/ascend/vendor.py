@@ -36,6 +36,7 @@ BITS = {"f64": 64, "f32": 32, "f16": 16, "bf16": 16, "i64": 64, "i32": 32, "i16"
 BUFFER = re.compile(
     r"pointer_cast\((%[-\w]+)[^)]*\)[^:\n]*: memref<((?:\d+x)*)(\w+), #hivm.address_space<(\w+)>"
 )
+CHANGED = re.compile(r"\bset ([-\w]+) to (true|false)")  # in a note: an option
 SPACES = {"ub": "UB", "cbuf": "L1", "cc": "L0C"}
 TASKS = {1: "aiv", 2: "aic", 3: "mix", 4: "mix"}  # the tens of a task type; its units: vector cores to a cube
 LIMIT_S = 120
@@ -65,6 +66,13 @@ class Plan:
     locks: int = 0
     lock_value: int = 0
     command: tuple[str, ...] = ()
+
+    @property
+    def became(self) -> dict[str, int]:
+        """The options that the compiler changed on its own: with any, it is another schedule than was asked
+        for, and asking for these makes the same.
+        """
+        return {name: int(value == "true") for note in self.notes for name, value in CHANGED.findall(note)}
 
 
 def command(soc: Soc, options: Mapping[str, int] | None = None) -> tuple[str, ...]:
@@ -146,7 +154,7 @@ def _synchronise(linalg: Linalg, called: Sequence[str]) -> dict[str, Any]:
         words, mark, rest = said.partition(DUMPED)
         if not mark:
             return {"status": status, "said": said, "hivm": None}
-        text = re.split(r"\n\[ERROR\]|\nloc\(|\n// -----//", rest[rest.index("\n") + 1 :])[0]
+        text = re.split(r"\n\[(?:ERROR|NOTE)\]|\nloc\(|\n// -----//", rest[rest.index("\n") + 1 :])[0]
         (folder / "sync.mlir").write_text(text)
         generic = [str(find().vendor / "bishengir-opt"), "sync.mlir", "--mlir-print-op-generic"]
         done = subprocess.run(generic, cwd=folder, capture_output=True, text=True)

@@ -6,7 +6,6 @@ plausible, not that it is right; the published kernels are other code, and three
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -26,7 +25,7 @@ from moec.targets.ascend.hivm.sampled import Ran
 from moec.targets.ascend.hivm.trace import Trace
 from moec.targets.ascend.program import ONE, Step
 from moec.targets.ascend.trial import sizes_of
-from moec.targets.base import Kernel
+from moec.targets.base import CannotBuild, Flip, Kernel
 from moec.targets.cases_bf16 import Sample
 
 from .ascend_models import kernel
@@ -232,21 +231,34 @@ def test_what_a_choice_stands_on() -> None:
         *(("cross_us", 0.5), ("cross_us", 2.0), ("flag_us", 0.5), ("flag_us", 2.0))
     ]
     assert found.variants[0].us < found.us < found.variants[1].us
-    assert "simulated, not measured" in found.text()
-    made = json.loads(found.json())
-    assert made["simulated"] is True
-    assert made["us"] == list(found.us)
 
 
-def test_a_choice_that_flips_is_said() -> None:
-    kept, other = (
-        sensitivity.Variant("flag_us", 0.5, (1.0, 2.0)),
-        sensitivity.Variant("cross_us", 2.0, (4.0, 2.0)),
+def test_a_choice_hangs_on_a_guess_where_another_schedule_becomes_the_fastest() -> None:
+    kept, other, hardly = (
+        sensitivity.Variant("flag_us", 0.5, (1.0, 2.0, 0.5)),
+        sensitivity.Variant("cross_us", 2.0, (4.0, 2.0, 0.5)),
+        sensitivity.Variant("issue_us", 2.0, (2.01, 2.0, 2.0)),
     )
-    found = sensitivity.Sensitivity(RMS, B3, ({"bm": 1}, {"bm": 2}), (1.0, 2.0), (kept, other))
-    assert found.flips == [other]
-    assert "cross_us x 2: {'bm': 2} is 100.0% faster" in found.text()
-    assert "no guessed constant" in replace(found, variants=(kept,)).text()
+    schedules = ({"bm": 1}, {"bm": 2}, {"bm": 3})
+    found = sensitivity.Sensitivity(RMS, B3, schedules, (1.0, 2.0, 0.9), (kept, other, hardly))
+    assert found.against(0) == [Flip("cross_us", 2.0, {"bm": 2}, 1.0)], "the third is faster in any case"
+    alone = replace(found, us=(1.0, 2.0, 1.5))
+    assert [(each.constant, each.other) for each in alone.against(0)] == [
+        ("flag_us", {"bm": 3}),
+        ("cross_us", {"bm": 3}),
+    ]
+
+
+@needs_toolchain
+def test_what_a_choice_hangs_on_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = default(MLA)
+    schedules = [one, {**one, "block": 2 * int(one["block"])}]
+    found = sensitivity.flips(MLA, "m=1 decode", schedules, B3)
+    assert all(each.constant in GUESSED and each.faster > 0.01 for each in found)
+    monkeypatch.delattr(sensitivity, "sensitivity")
+    assert sensitivity.flips(MLA, "m=1 decode", schedules, B3) == found
+    with pytest.raises(CannotBuild, match="is not timed at m=5 any more"):
+        sensitivity.flips(MLA, "m=5", schedules, B3)
 
 
 @needs_toolchain

@@ -5,15 +5,18 @@ That it takes a kernel says that its memory is planned within the SoC's; nothing
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import pytest
 
-from moec.targets.ascend import lowering, soc, space, vendor
+from moec.targets.ascend import emit, lowering, soc, space, vendor
+from moec.targets.ascend.bundle import from_bytes
+from moec.targets.ascend.device import Device
 from moec.targets.ascend.program import Step
 from moec.targets.base import Kernel
 
-from .ascend_models import MODELS, TINY, V2_LITE, V3, built_as, kernel, kernels
+from .ascend_models import MODELS, TINY, built_as, kernel, kernels
 
 pytestmark = pytest.mark.usefixtures("ascend_toolchain", "home")
 
@@ -22,6 +25,21 @@ WHOLLY = (B3, soc.named("910_9392"))  # a 910B and a 910C: memories are alike on
 CAPACITY = {"UB": soc.UB, "L1": soc.L1, "L0C": soc.L0C}
 RMS = kernel("rms_norm n=24 width=46 start=0 f32")
 STEP = space.steps(RMS, space.space(RMS, B3).default, B3)[0]
+LINEAR = kernel("linear k=512 n=512 wide=0 bf16")
+MLA = kernel("mla_decode heads=64 latent=512 rope=64 f32+bf16")
+TIGHT = {"bm": 128, "bn": 256, "bk": 512}  # two tiles of both sides are more than L1, one is not
+
+
+def scheduled(one: Kernel, **knobs: int) -> Mapping[str, int | str]:
+    """Its default schedule with these knobs, which its space need not have."""
+    return {**space.space(one, B3).default, **knobs}
+
+
+def compiled(one: Kernel, schedule: Mapping[str, int | str], **options: int) -> vendor.Plan:
+    """What the vendor's compiler makes of a schedule's first step. Raises Rejected."""
+    step = space.steps(one, schedule, B3)[0]
+    asked = {name.replace("_", "-"): value for name, value in options.items()}
+    return vendor.planned(lowering.lowering()(step, B3), B3, asked)
 
 
 def default_steps(one: Kernel, chip: soc.Soc) -> Iterator[Step]:
@@ -62,9 +80,14 @@ def expect_taken(every: Sequence[Kernel], chip: soc.Soc, report: pytest.FixtureR
 
 
 def test_every_kind_is_tried() -> None:
-    tried = {built_as(one) for lines in (TINY, V2_LITE, V3) for one in kernels(lines)}
+    tried = {built_as(one) for lines in MODELS.values() for one in kernels(lines)}
     assert tried == set(space.BUILDERS)
     assert set(space.SPACES) == set(space.BUILDERS)
+
+
+def test_a_kernel_without_a_builder_is_not_left_out() -> None:
+    with pytest.raises(ValueError, match="the ascend target has no 'convolution' kernel"):
+        kernels("linear k=32 n=102 wide=0 bf16\nconvolution k=3 bf16")
 
 
 @pytest.mark.parametrize("chip", soc.SOCS, ids=lambda chip: chip.name)
@@ -75,3 +98,46 @@ def test_tiny_kernels_are_taken(chip: soc.Soc, request: pytest.FixtureRequest) -
 @pytest.mark.parametrize("model", [name for name in MODELS if name != "tiny"])
 def test_kernels_of_real_sizes_are_taken(model: str, request: pytest.FixtureRequest) -> None:
     expect_taken(kernels(MODELS[model]), B3, request)
+
+
+@pytest.mark.parametrize(
+    ("one", "knobs", "words"),
+    [
+        (LINEAR, {"bm": 256, "bn": 256, "bk": 64}, "cc overflow, requires 2097152 bits while 1048576 bits"),
+        (MLA, {"rows": 64}, r"ub overflow, requires \d+ bits while 1572864 bits available"),
+    ],
+    ids=["sums of 256x256 in L0C", "64 heads of attention in UB"],
+)
+def test_what_is_too_large_is_refused_in_the_vendors_words(
+    one: Kernel, knobs: Mapping[str, int], words: str, tmp_path: Path
+) -> None:
+    schedule = scheduled(one, **knobs)
+    with pytest.raises(vendor.Rejected, match=words):
+        compiled(one, schedule)
+    with pytest.raises(vendor.Rejected, match=words):
+        emit.emit(one, {1: schedule}, B3)
+    with pytest.raises(ValueError, match=words):
+        Device(B3.name).build(one, {1: schedule}, tmp_path)
+
+
+def test_double_buffers_that_were_dropped_make_another_schedule(tmp_path: Path) -> None:
+    plan, fits = (compiled(LINEAR, scheduled(LINEAR, **{**TIGHT, "bk": bk})) for bk in (512, 64))
+    assert (fits.notes, fits.became) == ((), {})
+    assert "automatically set enable-auto-multi-buffer to false" in " ".join(plan.notes)
+    assert plan.became == {"enable-code-motion": 0, "enable-auto-multi-buffer": 0}
+    asked = compiled(LINEAR, scheduled(LINEAR, **TIGHT), enable_code_motion=0, enable_auto_multi_buffer=0)
+    assert not asked.notes
+    assert asked.hivm == plan.hivm
+    with pytest.raises(ValueError, match=r"but with .*enable-auto-multi-buffer=false: \[NOTE\] "):
+        Device(B3.name).build(LINEAR, {1: scheduled(LINEAR, **TIGHT)}, tmp_path)
+
+
+def test_code_of_dropped_double_buffers_is_named_and_told_as_what_it_is() -> None:
+    schedule = scheduled(LINEAR, **TIGHT)
+    (image,) = from_bytes(emit.emit(LINEAR, {1: schedule}, B3).object_code).images
+    (step,) = space.steps(LINEAR, schedule, B3)
+    assert image.entry != lowering.lowering()(step, B3).name
+    assert f"@{image.entry}(" in image.linalg.decode()
+    assert "--enable-auto-multi-buffer=false" in image.options
+    assert "--enable-auto-multi-buffer=true" not in image.options
+    assert image.notes == ()
