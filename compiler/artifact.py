@@ -7,12 +7,14 @@ import fcntl
 import glob
 import hashlib
 import os
+import platform
 import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -171,7 +173,8 @@ def verify(folder: Path, how: Verify = "full", kernels: bool = True) -> Manifest
     """The manifest of a sound artifact that this machine can run; nothing is opened but to read or hash it.
 
     "full" hashes every byte that may have changed since it was last hashed here; "size" only compares sizes.
-    kernels: whether it is to run with its own kernels, which take a machine of their target. Raises
+    kernels: whether it is to run with its own kernels, which take a machine of their target; where that has
+    another processor than the library is for, the manifest names the one that was linked there. Raises
     BadArtifact: newer schema; file missing, altered or outside the folder; unfit machine or onnxruntime.
     """
     found = manifests.read(folder)
@@ -183,7 +186,34 @@ def verify(folder: Path, how: Verify = "full", kernels: bool = True) -> Manifest
     if how == "full":
         _expect_content(folder, found)
     _expect_machine(folder, found, kernels)
-    return found
+    linked = found.target.get("linked")
+    return found if not kernels or linked in (None, platform.machine()) else _linked_here(folder, found)
+
+
+def _linked_here(folder: Path, found: Manifest) -> Manifest:
+    """The manifest with the library that was linked for this processor, in a copy of this artifact: a file of
+    sums beside it says so.
+    """
+    own, machine = str(found.target["library"]), platform.machine()
+    name = f"{own.removesuffix('.so')}.{machine}.so"
+    sums = f"{name}.sha256"
+    if not (folder / sums).exists():
+        raise BadArtifact(
+            f"{folder / own} is for {found.target['linked']}, and this machine is {machine}: run "
+            f"{folder / str(found.target.get('finish'))} here, which links one for it"
+        )
+    for each in (name, sums):
+        if not (folder / each).exists() or not stat.S_ISREG((folder / each).lstat().st_mode):
+            raise BadArtifact(f"{folder / each} is no regular file; run finish.sh --again")
+    lines = (line.split() for line in (folder / sums).read_text("utf-8", "replace").splitlines())
+    written = {line[-1]: line[0] for line in lines if line}
+    for each in (name, manifests.NAME):
+        if written.get(each) != fingerprint(folder / each).sha256:
+            raise BadArtifact(
+                f"{folder / name} was not linked for this artifact as it is: {each} has another SHA-256 than "
+                f"{sums} says; run finish.sh --again"
+            )
+    return replace(found, target={**found.target, "library": name})
 
 
 def _expect_content(folder: Path, found: Manifest) -> None:

@@ -161,14 +161,17 @@ kernel() {
 @KERNELS@
 
 # --- the library, for a host of another kind than it was linked on ---------------------------------------------------
+# moec takes it where LIBRARY.sha256 has the sums of it and of this artifact's manifest.
 
 machine=$(uname -m)
 if [ "$machine" != x86_64 ]; then
   library=${library%.so}.$machine.so
-  if [ -s "../$library" ] && [ -z "$again" ]; then
+  if [ -s "../$library" ] && [ -s "../$library.sha256" ] && [ -z "$again" ]; then
     say "kept $library"
-  elif (cd runtime && logged ${CXX:-c++} @COMPILE@ *.cc @LINK@ -o "$work/library.so"); then
-    mv "$work/library.so" "../$library"
+  elif (cd runtime && logged ${CXX:-c++} @COMPILE@ *.cc @LINK@ -o "$work/library.so") &&
+    mv "$work/library.so" "../$library" &&
+    (cd .. && sha256sum "$library" manifest.json) >"$work/sums" 2>>"$log"; then
+    mv "$work/sums" "../$library.sha256"
     say "made $library; without an NPU it runs nothing: it simulates on x86_64 only"
   else
     failed="$failed $library"

@@ -228,6 +228,8 @@ def test_on_another_cpu_the_library_is_linked_anew_without_the_simulation(machin
     assert " -march" not in script
     table = (machine.kernels / "runtime" / "table.cc").read_text()
     (machine.kernels / "runtime" / "table.cc").write_text(table.replace("#ifdef __x86_64__", "#if 0"))
+    assert "FAILED libmoec_ascend.aarch64.so" in machine.finish(code=1), "the artifact has no manifest"
+    (machine.root / "artifact" / "manifest.json").write_text("{}\n")
     said = machine.finish()
     made = machine.root / "artifact" / "libmoec_ascend.aarch64.so"
     assert made.exists(), machine.log
@@ -238,3 +240,6 @@ def test_on_another_cpu_the_library_is_linked_anew_without_the_simulation(machin
         word.strip("; ") for word in build.EXPORTS.split() if word.startswith("moec_")
     }
     assert "kept libmoec_ascend.aarch64.so" in machine.finish()
+    sums = ["sha256sum", "--check", "--strict", "libmoec_ascend.aarch64.so.sha256"]
+    done = subprocess.run(sums, cwd=machine.root / "artifact", capture_output=True, text=True, check=True)
+    assert done.stdout == "libmoec_ascend.aarch64.so: OK\nmanifest.json: OK\n"
