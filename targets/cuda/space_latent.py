@@ -40,16 +40,18 @@ def space(kernel: Kernel, sm: Sm) -> Space:
         return f"{registers} registers a thread for the result alone" if registers > 128 else None
 
     def led(schedule: Schedule) -> str | None:
-        if schedule["p_way"] == "plain" or (kernel["value"] <= kernel["nope"] and kernel["value"] <= 128):
+        if schedule["p_way"] == "plain" or narrow:
             return None
         return f"p_way={schedule['p_way']} is for values of at most 128 that are no wider than keys"
 
+    narrow = kernel.kind == "latent_attention" and kernel["value"] <= min(kernel["nope"], 128)
     wide = kernel["heads"] > 16 and kernel["rope"] == 64
     shape = SEESAW if wide else {"a_rows": 16, "a_keys": 64, "a_stages": 2, "a_threads": 128}
     default: dict[str, int | str] = {
         **{"a_way": "seesaw" if wide else "plain", **shape, "a_waves": 1, "a_least": 128},
         **{"a_project": 16, "a_most": 128},
-        **{"p_way": "plain", "p_rows": 128, "p_keys": 128, "p_stages": 2, "p_columns": 128},
+        **{"p_way": "turns" if narrow else "plain", "p_rows": 128, "p_keys": 128, "p_stages": 2},
+        "p_columns": 256 if narrow else 128,
     }
     choices: dict[str, list[int | str]] = {
         **{"a_way": ["plain", "seesaw"], "a_rows": [16, 64], "a_keys": [32, 64], "a_stages": [1, 2, 3, 4, 5]},
@@ -66,7 +68,8 @@ def space(kernel: Kernel, sm: Sm) -> Space:
     if kernel.kind == "mla_decode":
         choices = {name: choices[name] for name in ATTEND}
         return Space(choices, {name: default[name] for name in ATTEND}, rules=(fits, paired, held))
-    return Space(choices, default, rules=(fits, paired, held, led), larger={17: {"a_project": 64}})
+    larger = {17: {"a_project": 64}} if wide else {}
+    return Space(choices, default, rules=(fits, paired, held, led), larger=larger)
 
 
 ATTEND = ("a_way", "a_rows", "a_keys", "a_stages", "a_threads", "a_waves", "a_least")  # knobs of mla_decode

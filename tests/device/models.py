@@ -2,9 +2,10 @@
 
     PYTHONPATH=tests/.links python3 -m tests.device.models build/device [FAMILY ..]
 
-Weights are rounded to bf16 before PyTorch sees them, so what is left is the rounding of activations. Checked
-are two texts, one of them padded, at once and token by token, recorded as a graph and not, with a mask of
-their length and a wider one, and the padded one alone; beside it, what the artifact's standard ops give.
+Weights are rounded to bf16 before PyTorch sees them, so what is left is the rounding of activations (and of
+weights where there are fewer bits, which standard ops do alike). Checked are two texts, one of them padded,
+at once and token by token, recorded as a graph and not, with a mask of their length and a wider one, and the
+padded one alone; beside it, what the artifact's standard ops give.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ TOKENS, LONG, STEPS = 24, 520, 15  # of a text, of one for larger models, and of
 # A token is off by rounding, or it is FLIPPED: another expert was chosen, by a hair's breadth. Kernels may be
 # MEDIAN further off, and flip MORE tokens, than TIMES what the artifact's standard ops do.
 FLIPPED, MEDIAN, MORE, TIMES = 0.1, 1e-2, 0.05, 2
-EQUAL = 1e-3  # of the largest logit: between the same kernels replayed and not
+EQUAL = 1e-3  # of the largest logit: between the same kernels replayed and not, with masks of the same width
 LIMIT_S = 240
 
 # Of sizes that the fast kernels take.
@@ -55,8 +56,10 @@ MODELS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "tiny_qwen3": ("qwen3_moe", {}),
     "whole_v2_lite": ("deepseek_v2_lite", {**WHOLE, **LATENT, "q_lora_rank": None}),
     "whole_v3": ("deepseek_v3", {**WHOLE, **LATENT}),
+    "whole_v3_fp8": ("deepseek_v3", {**WHOLE, **LATENT}),
     "whole_qwen3": ("qwen3_moe", {**WHOLE, **HEADS}),
 }
+QUANT: Mapping[str, str] = {"whole_v3_fp8": "fp8"}  # those whose weights are stored in fewer bits
 
 
 def prepare(folder: Path, machine: Any, names: Sequence[str] = ()) -> None:
@@ -76,8 +79,8 @@ def written(folder: Path, name: str, family: str, changes: Mapping[str, Any], ma
 
     with tempfile.TemporaryDirectory() as hub:
         save(Path(hub), family, changes)
-        isa = machine.capabilities.name
-        compile_model(hub, target="cuda", isa=isa, out=folder / name, prove=False, force=True, budget="0")
+        about: Mapping[str, Any] = {"isa": machine.capabilities.name, "quant": QUANT.get(name, "none")}
+        compile_model(hub, target="cuda", out=folder / name, prove=False, force=True, budget="0", **about)
         ids, mask = text(int(changes.get("vocab_size", 64)), LONG if changes else TOKENS)
         logits = reference(Path(hub), ids, mask)
         np.savez(folder / f"{name}.npz", ids=ids, mask=mask, logits=logits)
@@ -164,7 +167,7 @@ def checked(folder: Path, name: str) -> dict[str, Any]:
         for way, (median, flips, where) in errors.items()
         if not (median <= MEDIAN + TIMES * own[0] and flips <= MORE + TIMES * own[1])
     ]
-    apart = float(np.max(np.abs(found["replayed"] - found["one by one"])))
+    apart = float(np.max(np.abs(found["replayed"] - found["as wide"])))
     if artifact.replays and not apart <= EQUAL * float(np.max(np.abs(logits))):
         wrong.append(f"a replayed graph is {apart:.2g} off the same kernels without one")
     return {"errors": {**errors, "functions": own}, "wrong": "; ".join(wrong), "replays": artifact.replays}
@@ -180,7 +183,9 @@ def ways(artifact: Any, ids: Any, mask: Any) -> Iterator[tuple[str, Any]]:
     yield "one by one", one_by_one(Texts(artifact, batch, length), ids, mask)
     yield "in more room", one_by_one(Texts(artifact, batch, 3 * length), ids, mask)
     yield "a wide mask", one_by_one(Wide(artifact, batch, 2 * length), ids, mask)
-    yield "replayed", one_by_one(artifact.texts(batch, length), ids, mask)
+    recorded = artifact.texts(batch, length)
+    yield "replayed", one_by_one(recorded, ids, mask)
+    yield "as wide", one_by_one(Wide(artifact, batch, recorded.rows), ids, mask)
     yield "replayed again", one_by_one(artifact.texts(batch, length), ids, mask)
     yield "alone", artifact.logits(ids[1:], mask[1:])
     yield "alone replayed", one_by_one(artifact.texts(1, length), ids[1:], mask[1:])

@@ -104,8 +104,10 @@ def attention(kernel: Kernel, schedule: Schedule, sm: Sm, split: bool) -> Any:
                 for i, j in T.Parallel(rows, latent):
                     result[i, j] *= shrink[i]
                 T.gemm(chances, cache, result, policy=T.GemmWarpPolicy.FullCol)
+            for i in T.Parallel(rows):
+                shrink[i] = T.if_then_else(total[i] > 0, 1 / total[i], 0)
             for i, j in T.Parallel(rows, latent):
-                result[i, j] = T.if_then_else(total[i] > 0, result[i, j] / total[i], 0)
+                result[i, j] *= shrink[i]
             T.copy(result, out)
             T.sync_threads()
             for i, j in T.Parallel(rows, latent):

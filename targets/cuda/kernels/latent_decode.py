@@ -15,7 +15,7 @@ from ...base import Kernel, Schedule
 from ..program import Step
 from ..sm import Sm
 from .latent_attend import attention
-from .latent_parts import combination, one_part, parts
+from .latent_parts import AS_WRITTEN, combination, one_part, parts
 from .latent_project import absorb, project
 from .latent_shared import BF16, F32, I64, sizes
 
@@ -62,7 +62,7 @@ def attend_split(kernel: Kernel, schedule: Schedule, sm: Sm) -> Any:
     ):
         body(s0, x3, x4, x6, s2, s3, scale, batch, tokens, seen)
 
-    return latent_attend_split
+    return latent_attend_split.with_attr("tilelang_pass_configs", AS_WRITTEN)
 
 
 def combine(kernel: Kernel, schedule: Schedule, sm: Sm) -> Any:
@@ -83,7 +83,7 @@ def combine(kernel: Kernel, schedule: Schedule, sm: Sm) -> Any:
     ):
         body(s2, s3, s1, m * heads, parts(schedule, heads, sm, batch, tokens, seen))
 
-    return latent_combine
+    return latent_combine.with_attr("tilelang_pass_configs", AS_WRITTEN)
 
 
 def absorbed(kernel: Kernel, schedule: Schedule, sm: Sm, when: str) -> Sequence[Step]:

@@ -9,7 +9,7 @@ from ...base import Kernel, Schedule
 from ..program import Step
 from ..sm import Sm
 from .latent_attend import attention
-from .latent_parts import combination, one_part, parts
+from .latent_parts import AS_WRITTEN, combination, one_part, parts
 from .latent_shared import BF16, F32, I64, sizes
 
 
@@ -56,7 +56,7 @@ def decode_split(kernel: Kernel, schedule: Schedule, sm: Sm) -> Any:
     ):
         body(x0, x1, x2, x4, s0, s1, scale, batch, tokens, seen)
 
-    return mla_decode_split
+    return mla_decode_split.with_attr("tilelang_pass_configs", AS_WRITTEN)
 
 
 def decode_combine(kernel: Kernel, schedule: Schedule, sm: Sm) -> Any:
@@ -76,7 +76,7 @@ def decode_combine(kernel: Kernel, schedule: Schedule, sm: Sm) -> Any:
     ):
         body(s0, s1, y0, m * heads, parts(schedule, heads, sm, batch, tokens, seen))
 
-    return mla_decode_combine
+    return mla_decode_combine.with_attr("tilelang_pass_configs", AS_WRITTEN)
 
 
 def mla_decode(kernel: Kernel, schedule: Schedule, sm: Sm) -> Sequence[Step]:

@@ -10,6 +10,8 @@ from .latent_shared import BF16, F32, LOWEST, PRELUDE, exp2
 
 MOST_SPLITS = 64
 COLUMNS = 8  # bf16 of a 16-byte access
+# Accesses are within the arrays as they are written; whether one is takes divisions by sizes to tell.
+AS_WRITTEN = {"tl.disable_safe_memory_legalize": True}
 
 
 def parts(schedule: Schedule, heads: int, sm: Sm, batch: Any, tokens: Any, seen: Any) -> Any:
@@ -43,16 +45,18 @@ def combination(latent: int) -> Any:
             sums = T.alloc_shared((groups, latent), F32)
             part = T.alloc_local((COLUMNS,), BF16)
             sum_ = T.alloc_local((COLUMNS,), F32)
+            parts = T.alloc_var("int32")
             low = T.alloc_var(F32, init=-T.infinity(F32))
             high = T.alloc_var(F32, init=-T.infinity(F32))
             top = T.alloc_var(F32, init=LOWEST)
+            parts = count  # once: it takes divisions
             T.pdl_sync()
             T.pdl_trigger()
             if thread < 32:
-                if thread < count:
-                    low = scales[row * count + thread]
-                if thread + 32 < count:
-                    high = scales[row * count + thread + 32]
+                if thread < parts:
+                    low = scales[row * parts + thread]
+                if thread + 32 < parts:
+                    high = scales[row * parts + thread + 32]
                 top = T.max(T.warp_reduce_max(T.max(low, high)), LOWEST)
                 low = exp2(low - top)
                 high = exp2(high - top)
@@ -63,9 +67,9 @@ def combination(latent: int) -> Any:
             for j in T.unroll(COLUMNS):
                 sum_[j] = 0
             for i in T.unroll(rounds):
-                if i * groups + group < count:
+                if i * groups + group < parts:
                     for j in T.vectorized(COLUMNS):
-                        part[j] = mixed[row * count + i * groups + group, column + j]
+                        part[j] = mixed[row * parts + i * groups + group, column + j]
                     for j in T.unroll(COLUMNS):
                         sum_[j] += T.cast(part[j], F32) * weight[i * groups + group]
             for j in T.vectorized(COLUMNS):

@@ -176,8 +176,10 @@ def attend(kernel: Kernel, schedule: Schedule) -> Any:
                     result[i, j] *= shrink[i]
                 T.copy(s0[b, at : at + keys, at_k + nope : at_k + nope + value], values)
                 T.gemm(chances, values, result, policy=T.GemmWarpPolicy.FullRow)
+            for i in T.Parallel(rows):
+                shrink[i] = T.if_then_else(total[i] > 0, 1 / total[i], 0)
             for i, j in T.Parallel(rows, value):
-                result[i, j] = T.if_then_else(total[i] > 0, result[i, j] / total[i], 0)
+                result[i, j] *= shrink[i]
             T.copy(result, out)
             T.copy(out, y0[b, tile * rows : tile * rows + rows, h * value : h * value + value])
 

@@ -114,12 +114,10 @@ def seesaw(kernel: Kernel, schedule: Schedule, sm: Sm, split: bool, parts: Any) 
             T.tma_copy(q[row : row + ROWS, 0:half], q_left, barrier=q_ready)
             T.tma_copy(q[row : row + ROWS, half:latent], q_right, barrier=q_ready)
             T.tma_copy(q[row : row + ROWS, latent : latent + rope], q_turned, barrier=q_ready)
-            T.barrier_arrive(q_ready)
             T.fill(top, LOWEST)
-            T.barrier_wait(q_ready, 0)
+            T.barrier_arrive(q_ready)
 
             if thread < GROUP:
-                T.copy(q_turned, q_turned0)
                 T.fill(result_left, 0)
                 T.fill(total0, 0)
                 load(latents, b, T.min(start + KEYS, last), 0, left1, left1_ready)
@@ -130,6 +128,8 @@ def seesaw(kernel: Kernel, schedule: Schedule, sm: Sm, split: bool, parts: Any) 
                     barrier=turned1_ready,
                 )
                 T.barrier_arrive(turned1_ready)
+                T.barrier_wait(q_ready, 0)
+                T.copy(q_turned, q_turned0)
                 score(q_left, left0, left0_ready, 0, s0, True)
                 score(q_right, right0, right0_ready, 0, s0, False)
                 T.barrier_wait(turned0_ready, 0)
@@ -187,8 +187,10 @@ def seesaw(kernel: Kernel, schedule: Schedule, sm: Sm, split: bool, parts: Any) 
                 T.barrier_arrive(total0_ready)
                 T.barrier_wait(totals_ready, 0)
                 T.copy(totals, total0)
+                for i in T.Parallel(ROWS):
+                    before0[i] = T.if_then_else(total0[i] > 0, 1 / total0[i], 0)
                 for i, j in T.Parallel(ROWS, half):
-                    result_left[i, j] = T.if_then_else(total0[i] > 0, result_left[i, j] / total0[i], 0)
+                    result_left[i, j] *= before0[i]
                 T.copy(result_left, q_left)
                 T.sync_threads()
                 for i, j in T.Parallel(ROWS, half):
@@ -207,7 +209,6 @@ def seesaw(kernel: Kernel, schedule: Schedule, sm: Sm, split: bool, parts: Any) 
                         if line + i < tokens * heads:
                             weights[(row + i) * count + part] = top0[i]
             else:
-                T.copy(q_turned, q_turned1)
                 T.fill(result_right, 0)
                 T.fill(total1, 0)
                 load(latents, b, T.min(start, last), 0, left0, left0_ready)
@@ -218,6 +219,8 @@ def seesaw(kernel: Kernel, schedule: Schedule, sm: Sm, split: bool, parts: Any) 
                     barrier=turned0_ready,
                 )
                 T.barrier_arrive(turned0_ready)
+                T.barrier_wait(q_ready, 0)
+                T.copy(q_turned, q_turned1)
                 score(q_left, left1, left1_ready, 0, s1, True)
                 score(q_right, right1, right1_ready, 0, s1, False)
                 T.barrier_wait(turned1_ready, 0)
@@ -272,8 +275,10 @@ def seesaw(kernel: Kernel, schedule: Schedule, sm: Sm, split: bool, parts: Any) 
                     total1[i] += sums1[i]
                 T.copy(total1, totals)
                 T.barrier_arrive(totals_ready)
+                for i in T.Parallel(ROWS):
+                    before1[i] = T.if_then_else(total1[i] > 0, 1 / total1[i], 0)
                 for i, j in T.Parallel(ROWS, half):
-                    result_right[i, j] = T.if_then_else(total1[i] > 0, result_right[i, j] / total1[i], 0)
+                    result_right[i, j] *= before1[i]
                 T.copy(result_right, q_right)
                 T.sync_threads()
                 for i, j in T.Parallel(ROWS, half):

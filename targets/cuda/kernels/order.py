@@ -14,7 +14,7 @@ from ..program import Step
 from ..sm import Sm
 from ..widths import LANES
 
-FEW = 512  # slots that one block compares each with each
+FEW = 256  # slots that one block compares each with each
 BLOCK = 512  # its threads
 PIECE = 64  # tokens of a piece of many
 UNROLL = 8  # pieces whose counts are loaded side by side
