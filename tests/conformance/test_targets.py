@@ -26,7 +26,8 @@ from moec.targets.cpu.target import Target
 
 from ..targets.ascend import wrong
 
-CPUS = [Target(level) for level in isa.ISAS]
+# One instruction set of each width: these kernels multiply floats, whatever sums products of bytes.
+CPUS = [Target(level) for level in {level.lanes: level for level in isa.ISAS}.values()]
 RUNNABLE = [target for target in CPUS if isa.supports(target.isa)]
 ASCEND = AscendTarget(soc.SOCS[0])
 SAMPLED = 2

@@ -13,12 +13,14 @@ from moec.targets.cpu.device import Bench, Device
 from moec.targets.cpu.space import space
 
 HERE = [level for level in isa.ISAS if isa.supports(level)]
+# One of each width: kernels that multiply floats are the same whatever sums products of bytes.
+WIDTHS = [*{level.lanes: level for level in HERE}.values()]
 Build = Callable[..., Bench]
 
 
-@pytest.fixture(params=HERE, ids=str)
+@pytest.fixture(params=WIDTHS, ids=str)
 def level(request: pytest.FixtureRequest) -> isa.Isa:
-    """Each instruction set this machine runs."""
+    """Each width of instruction sets that this machine runs."""
     level: isa.Isa = request.param
     return level
 

@@ -15,7 +15,8 @@ from moec.targets.base import Kernel
 from moec.targets.cpu import isa, space
 from moec.targets.cpu.device import Bench, Device
 
-HERE = [level for level in isa.ISAS if isa.supports(level)]
+# One instruction set of each width: these kernels multiply floats.
+HERE = [*{level.lanes: level for level in isa.ISAS if isa.supports(level)}.values()]
 AUTO, ABSORBED, MATERIALISED = 0, 1, 2
 # batch, new tokens, cached tokens, left padding of the second sequence
 SHAPES = (

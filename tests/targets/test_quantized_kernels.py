@@ -63,6 +63,13 @@ def weights_of(bench: Bench, codes: np.ndarray, scales: np.ndarray) -> Iterator[
         bench.__dict__["packed"] = saved
 
 
+@pytest.fixture(params=[level for level in isa.ISAS if isa.supports(level)], ids=str)
+def level(request: pytest.FixtureRequest) -> isa.Isa:
+    """Each instruction set this machine runs: they sum products of bytes each in its way."""
+    level: isa.Isa = request.param
+    return level
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("weights", FORMATS)
 @pytest.mark.parametrize(("k", "n"), [(32, 1), (160, 77)])

@@ -30,7 +30,7 @@ L2_B_US = 5.2e6  # bytes a microsecond, for all cores
 def space(kernel: Kernel, soc: Soc) -> Space:
     """Tiles that fit the cube's memories; by default those with which the cores are done first."""
     rules = (deep(kernel), high(kernel))
-    choices = {"bm": HEIGHTS, "bn": WIDTHS, "bk": depths(kernel)}
+    choices = {"bm": HEIGHTS, "bn": widths(kernel), "bk": depths(kernel)}
     every = (dict(zip(choices, values)) for values in itertools.product(*choices.values()))
     possible = [each for each in every if not any(rule(each) for rule in rules)]
     best = {
@@ -48,6 +48,11 @@ def halves(kernel: Kernel) -> int:
 def size_of(kernel: Kernel) -> int:
     """Bytes of a number that is multiplied."""
     return 1 if kernel.weights.startswith("int8") else 2
+
+
+def widths(kernel: Kernel) -> tuple[int, ...]:
+    """None of which the half would lie outside."""
+    return tuple(width for width in WIDTHS if width < 2 * kernel["n"] // halves(kernel)) or WIDTHS[:1]
 
 
 def depths(kernel: Kernel) -> tuple[int, ...]:
