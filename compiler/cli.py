@@ -136,9 +136,9 @@ with_quant = click.option(
     "--quant",
     default="none",
     show_default=True,
-    type=click.Choice(["none", "bf16", "int8", "int4"]),
-    help="How to store weights; on the cpu routers and norms stay f32 and a few others are kept wider, cuda "
-    "and ascend have bf16 only.",
+    type=click.Choice(["none", "bf16", "fp8", "int8", "int4"]),
+    help="How to store weights; on the cpu routers and norms stay f32 and a few others are kept wider. The "
+    "cpu has no fp8, cuda has that and bf16, ascend bf16 and int8.",
 )
 with_quant_config = click.option(
     "--quant-config",

@@ -25,7 +25,7 @@ from ..compiler.ops.elementwise import CAST
 from ..compiler.ops.index import TAKE
 from ..compiler.ops.latent import LATENT_ATTENTION
 from ..compiler.ops.norm import RMS_NORM
-from ..compiler.ops.quantize import DEQUANTIZE, GROUP, QUANTIZE, ROUND_TRIP
+from ..compiler.ops.quantize import DEQUANTIZE, GROUP, QUANTIZE, ROUND_TRIP, whole
 from ..compiler.ops.quantize import FORMATS as CODED
 from ..compiler.ops.region import REGION
 from ..compiler.ops.routing import GROUPED_MATMUL, TOP_K_GATE
@@ -149,9 +149,8 @@ class Precision:
         wanted = self.policy.wanted(site)
         columns = site.weight.shape[-1]
         known = ("bf16",) if site.node.op is TAKE else self.kinds.get(site.node.attrs["kind"], ())
-        group = CODED.get(wanted, {}).get("group") or columns
-        if wanted in CODED and (not isinstance(columns, int) or columns % group):
-            why = f"its rows of {columns} are not whole groups of {group}"
+        if wanted in CODED and (not isinstance(columns, int) or columns % whole(wanted)):
+            why = f"its rows of {columns} are not whole groups of {whole(wanted)}"
         elif wanted not in (known if self.widest in known else ("f32", *known)):
             why = f"{site.node.attrs.get('kind', site.node.op.name)} has no kernel for that"
         else:
@@ -281,3 +280,5 @@ POLICIES: Mapping[str, Policy] = {
 ALL_BF16 = Policy(dict.fromkeys(ROLES, "bf16"))
 # Of a machine that multiplies int8 with int8: one scale for each row of a weight and for each token.
 INT8_ROWS = Policy({**ALL_BF16.roles, **dict.fromkeys(("latent down", "experts", "dense"), "int8row")})
+# Of a machine that multiplies e4m3 with e4m3: as DeepSeek ships weights, but for what comes before a cache.
+FP8 = Policy({**ALL_BF16.roles, **dict.fromkeys(("experts", "dense"), "fp8")})

@@ -72,8 +72,8 @@ def kernel_of(region: Node, dims_of: Mapping[str, Sequence[str]] = DIMS) -> Kern
 
 
 def dtype_of(body: Graph) -> str:
-    """What the kernel's weight is stored as: "int4", "int8", "int8row", "bf16", or f32 as all else; behind a
-    "+" how its cache is, where that is narrower.
+    """What the kernel's weight is stored as: "int4", "int8", "int8row", "fp8", "bf16", or f32 as all else;
+    behind a "+" how its cache is, where that is narrower.
     """
     codes = [format_of(node) for node in body if node.op is DEQUANTIZE]
     narrow = [value.type for value in body.inputs if value.type.dtype == "bf16"]

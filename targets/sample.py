@@ -22,6 +22,7 @@ BYTES = {
     "int8": 34 / 32,
     "int8row": 1.0,
     "int4": 18 / 32,
+    "fp8": 1 + 4 / 128**2,
 }  # of a number of a weight, scales included
 
 

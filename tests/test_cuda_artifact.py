@@ -93,7 +93,7 @@ def test_what_cuda_has_no_kernels_for_is_refused(tmp_path: Path) -> None:
     models.config("deepseek_v3").save_pretrained(tmp_path / "hub")
     model = ("--config", tmp_path / "hub", "--random-weights", 0)
     compile_ = ("compile", *model, "--target", "cuda", "-o", tmp_path / "out")
-    assert "no format 'int4' for weights; there is none, bf16" in refused(*compile_, "--quant", "int4")
+    assert "no format 'int4' for weights; there is none, bf16, fp8" in refused(*compile_, "--quant", "int4")
     assert "the cuda target keeps no cache in f32; there is bf16" in refused(*compile_, "--cache", "f32")
     assert "no code for 'sm_70'; there is sm_90a" in refused(*compile_, "--sm", "sm_70")
     assert "does not run sm_90a" in refused(*compile_, "--budget", "1t")

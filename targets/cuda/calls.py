@@ -199,7 +199,7 @@ SHAPES: Mapping[str, Callable[[Sizes, Shapes], Shapes]] = {
     "top_k_gate": lambda d, x: [(rows_of(x), d["k"] + d["shared"])] * 2,
     "permute": lambda d, x: [(x[0][0] * d["k"],), (d["experts"],)],
     "grouped_swiglu": lambda d, x: [(x[1][0], d["n"] // 2)],
-    "grouped_combine": lambda d, x: [(x[4][0], d["n"])],
+    "grouped_combine": lambda d, x: [(rows_of(x) // d["share"], d["n"])],
     "latent_write": lambda d, x: [x[4], x[5]],
     "latent_attention": lambda d, x: [(*x[0][:2], d["heads"] * d["value"])],
     "mla_decode": lambda d, x: [(*x[0][:3], d["latent"])],

@@ -16,7 +16,7 @@ from tilelang import tvm
 
 from ..base import Emitted, Kernel, Schedule, Schedules
 from .bundle import Argument, Bundle, Launch, TensorMap
-from .kernels import gate, heads, latent, matmul, rows
+from .kernels import fp8, gate, heads, latent, matmul, rows
 from .nvcc import compiled
 from .program import SIZES, Builder, Step
 from .sm import Sm
@@ -25,6 +25,7 @@ PORT = re.compile(r"[xys]\d+$")
 TENSOR_MAP, CALL = "__tvm_tensormap_create_tiled", "tirx.tvm_call_packed"
 BUILDERS: Mapping[str, Builder] = {
     **matmul.BUILDERS,
+    **fp8.BUILDERS,
     **latent.BUILDERS,
     **rows.BUILDERS,
     **gate.BUILDERS,
@@ -81,11 +82,10 @@ def sources(kernel: Kernel, schedule: Schedule, sm: Sm) -> list[str]:
 
 def lower_all(kernel: Kernel, schedule: Schedule, sm: Sm) -> list[Lowered]:
     """The steps of one schedule."""
-    if kernel.kind not in BUILDERS:
-        raise ValueError(
-            f"the cuda target has no {kernel.kind!r} kernel; there are {', '.join(sorted(BUILDERS))}"
-        )
-    return [lower(step, sm) for step in BUILDERS[kernel.kind](kernel, schedule, sm)]
+    name = f"{kernel.kind} fp8" if kernel.weights == "fp8" else kernel.kind
+    if name not in BUILDERS:
+        raise ValueError(f"the cuda target has no {name!r} kernel; there are {', '.join(sorted(BUILDERS))}")
+    return [lower(step, sm) for step in BUILDERS[name](kernel, schedule, sm)]
 
 
 def lower(step: Step, sm: Sm) -> Lowered:

@@ -51,7 +51,7 @@ def space(kernel: Kernel, sm: Sm) -> Space:
         **{"a_way": "seesaw" if wide else "plain", **shape, "a_waves": 1, "a_least": 128},
         **{"a_project": 16, "a_most": 128},
         **{"p_way": "turns" if narrow else "plain", "p_rows": 128, "p_keys": 128, "p_stages": 2},
-        "p_columns": 256 if narrow else 128,
+        "p_columns": 256 if narrow and wide else 128,
     }
     choices: dict[str, list[int | str]] = {
         **{"a_way": ["plain", "seesaw"], "a_rows": [16, 64], "a_keys": [32, 64], "a_stages": [1, 2, 3, 4, 5]},
@@ -68,7 +68,7 @@ def space(kernel: Kernel, sm: Sm) -> Space:
     if kernel.kind == "mla_decode":
         choices = {name: choices[name] for name in ATTEND}
         return Space(choices, {name: default[name] for name in ATTEND}, rules=(fits, paired, held))
-    larger = {17: {"a_project": 64}} if wide else {}
+    larger = {17: {"a_project": 64}} if wide else {257: {"p_columns": 256}} if narrow else {}
     return Space(choices, default, rules=(fits, paired, held, led), larger=larger)
 
 

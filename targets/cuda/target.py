@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from ...compiler.ir import Node
 from ...compiler.pipeline import Pass
 from ...passes.layout import Layout
-from ...passes.precision import ALL_BF16, Policy
+from ...passes.precision import ALL_BF16, FP8, Policy
 from .. import bf16, listing
 from ..base import CannotBuild, Capabilities, Emitted, Kernel, Schedule, Schedules, Space
 from . import build, driver, memory, sm, space
@@ -23,9 +23,11 @@ KERNEL_LIMITS = {"mean_error": 3e-3, "max_error": 5e-2}
 GPU = {"memory": "gpu", "vendor": 0x10DE}  # as onnxruntime names the memory that kernels read and write
 USUAL = "NVIDIA H200"  # what schedules are taken from where there is no GPU
 
-# By kind of kernel, where the sources that write it begin.
+# By kind of kernel, and behind it how weights are stored where that makes it another one: where the sources
+# that write it begin.
 FAMILIES: Mapping[str, Sequence[str]] = {
     **dict.fromkeys(bf16.MATMULS, ("kernels/matmul.py", "space_matmul.py")),
+    **{f"{kind} fp8": ("kernels/fp8.py", "space_fp8.py") for kind in bf16.MATMULS},
     **dict.fromkeys(("embedding", "angles", "rms_norm"), ("kernels/rows.py", "space_rows.py")),
     **dict.fromkeys(("top_k_gate", "permute", "route"), ("kernels/gate.py", "space_rows.py")),
     **dict.fromkeys(("rotary", "append", "attention"), ("kernels/heads.py", "space_rows.py")),
@@ -42,7 +44,7 @@ class Target:
     sm: sm.Sm
     name: str = "cuda"
     library: str = "libmoec_cuda.so"
-    policies: ClassVar[Mapping[str, Policy | None]] = {"none": ALL_BF16, "bf16": ALL_BF16}
+    policies: ClassVar[Mapping[str, Policy | None]] = {"none": ALL_BF16, "bf16": ALL_BF16, "fp8": FP8}
     caches: ClassVar[Sequence[str]] = ("bf16",)
     widest: ClassVar[str] = "bf16"  # the format of weights that every kernel reads
     tools: ClassVar[Sequence[str]] = ("moec", "tilelang", "nvidia-cuda-nvcc")  # packages that shape its code
@@ -72,8 +74,9 @@ class Target:
     @property
     def sources(self) -> list[Path]:
         """The files that decide what code is written for a kernel and a schedule."""
-        names = ("emit.py", "nvcc.py", "program.py", "bundle.py", "sm.py", "gemm_tiles.py", "widths.py")
-        return [*(self.folder / name for name in names), *(self.folder / "kernels").glob("*.py")]
+        names = ("emit.py", "nvcc.py", "program.py", "bundle.py", "sm.py", "widths.py")
+        shapes = [*self.folder.glob("*_tiles.py"), *(self.folder / "kernels").glob("*.py")]
+        return [*(self.folder / name for name in names), *shapes]
 
     @property
     def runs_here(self) -> bool:
@@ -98,7 +101,7 @@ class Target:
     @property
     def formats(self) -> Mapping[str, Sequence[str]]:
         """The formats of weights that the kernels of each kind read."""
-        return bf16.FORMATS
+        return {**bf16.FORMATS, **dict.fromkeys(bf16.MATMULS, ("bf16", "fp8"))}
 
     def kernel_of(self, region: Node) -> Kernel:
         """The kernel a region asks for."""

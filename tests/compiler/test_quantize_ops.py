@@ -6,42 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 from arrays import real, source
 
 from moec.compiler.interpret import interpret
-from moec.compiler.ir import B, Graph, Op, TypeMismatch, Value, make
-from moec.compiler.onnx_graph import to_onnx
-from moec.compiler.ops import layout, quantize, sources
-from moec.compiler.text import read, show
+from moec.compiler.ir import B, Graph, TypeMismatch, Value, make
+from moec.compiler.ops import layout, quantize
 
 Run = Callable[..., list[Any]]
-
-
-def through_onnxruntime(op: Op, *arrays: Any, **attrs: Any) -> list[Any]:
-    types = [sources.literal_of(array).type for array in arrays]
-    inputs = tuple(source(f"x{i}", type_.dtype, *type_.shape) for i, type_ in enumerate(types))
-    outputs = make(op, *inputs, **attrs).values
-    graph = Graph(inputs, outputs, tuple(f"y{i}" for i in range(len(outputs))))
-    assert read(show(graph)) == graph
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(to_onnx(graph, {}, lambda node: None).SerializeToString(), options)
-    return session.run(None, {f"x{i}": array for i, array in enumerate(arrays)})
-
-
-@pytest.fixture
-def everywhere(both: Run) -> Run:
-    """An op's results, equal by its reference, by its expansion, and by that in onnxruntime."""
-
-    def run(op: Op, *arrays: Any, **attrs: Any) -> list[Any]:
-        results = both(op, *arrays, **attrs)
-        for result, other in zip(results, through_onnxruntime(op, *arrays, **attrs), strict=True):
-            np.testing.assert_array_equal(result, other, strict=True)
-        return results
-
-    return run
 
 
 def awkward(*shape: int) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,11 @@ def layer(experts: int, width: int, hidden: int, chosen: int) -> list[Kernel]:
     ]
 
 
+def in_fp8(kernels: Iterable[Kernel]) -> Iterator[Kernel]:
+    """Those with weights, as bytes of e4m3."""
+    return (replace(each, dtype="fp8") for each in kernels if each.dtype == "bf16")
+
+
 # The routed layers of research/performance.md: experts, their width, the model's, experts of a token.
 LAYERS = {
     "moe_qwen3": (128, 768, 2048, 8),
@@ -75,7 +81,27 @@ MLA = [
     )
     for heads in (128, 16)
 ]
-NAMES = (*REAL, *LAYERS, "mla", *(f"tiny_{family}" for family in TINY))
+# Sizes at which tiles, blocks of scales and stores of 16 bytes have edges everywhere.
+ODD = [
+    bare("linear", "fp8", k=16, n=1, wide=1),
+    bare("linear", "fp8", k=176, n=102, wide=0),
+    bare("linear_add", "fp8", k=1424, n=328, wide=0),
+    bare("linear_add", "fp8", k=272, n=37, wide=0),
+    bare("linear_swiglu", "fp8", k=144, n=154, wide=1),
+    bare("linear_swiglu", "fp8", k=1040, n=400, wide=0),
+    bare("grouped_swiglu", "fp8", k=208, n=208, experts=10, share=4),
+    bare("grouped_swiglu", "fp8", k=48, n=70, experts=6, share=3),
+    bare("grouped_combine", "fp8", k=400, n=200, experts=10, share=4, base=2),
+    bare("grouped_combine", "fp8", k=32, n=37, experts=5, share=2, base=0),
+]
+DENSE = [
+    bare("linear", "fp8", k=2048, n=21888, wide=0),
+    bare("linear_add", "fp8", k=10944, n=2048, wide=0),
+]
+NAMES = (
+    *(*REAL, *LAYERS, "mla", *(f"tiny_{family}" for family in TINY)),
+    *("fp8_odd", "fp8_dense", *(f"{layer}_fp8" for layer in LAYERS)),
+)
 
 
 def named(name: str, machine: Any) -> Iterator[Kernel]:
@@ -84,5 +110,11 @@ def named(name: str, machine: Any) -> Iterator[Kernel]:
         yield from layer(*LAYERS[name])
     elif name == "mla":
         yield from MLA
+    elif name == "fp8_odd":
+        yield from ODD
+    elif name == "fp8_dense":
+        yield from DENSE
+    elif name.endswith("_fp8"):
+        yield from in_fp8(layer(*LAYERS[name.removesuffix("_fp8")]))
     else:
         yield from of_model(name, machine)

@@ -15,7 +15,7 @@ from moec.compiler.ir import B, Graph, Miss, Node, T, Value
 from moec.compiler.ops.dense import LINEAR
 from moec.compiler.ops.elementwise import ADD, CAST
 from moec.compiler.ops.index import TAKE
-from moec.compiler.ops.quantize import DEQUANTIZE, QUANTIZE, ROUND_TRIP, ROW
+from moec.compiler.ops.quantize import DEQUANTIZE, QUANTIZE, ROUND_TRIP, ROW, TILE
 from moec.compiler.ops.region import REGION
 from moec.compiler.ops.routing import SWIGLU
 from moec.compiler.ops.sources import CONSTANT, INPUT
@@ -25,7 +25,7 @@ from moec.compiler.text import read, show
 from moec.compiler.trace import trace
 from moec.passes.layout import CodePanels, Panels, pack
 from moec.passes.partition import Partition
-from moec.passes.precision import INT8_ROWS, POLICIES, Policy, Precision, UnmetRule, sites
+from moec.passes.precision import FP8, INT8_ROWS, POLICIES, Policy, Precision, UnmetRule, sites
 from moec.targets.claims import CLAIMS
 from moec.targets.cpu.lower import FORMATS, layout_of
 from moec.targets.cpu.pipeline import PASSES
@@ -145,6 +145,37 @@ def test_what_is_int8_by_rows_on_a_machine_that_multiplies_int8() -> None:
     bf16 = {role for role, format in INT8_ROWS.roles.items() if format == "bf16"}
     assert bf16 == {"embedding", "router", "latent up", "head"}
     assert {INT8_ROWS.roles[role] for role in set(ALL) - bf16} == {"int8row"}
+
+
+def test_tiles_of_e4m3_have_a_scale_each() -> None:
+    before, tiles = toy(), {"bits": 8, "group": TILE}
+    after, misses = narrowed(before, Policy(dict.fromkeys(ALL, "fp8")), dict.fromkeys(FORMATS, ("fp8",)))
+    assert [str(miss) for miss in misses] == [
+        "graph: last is f32, not fp8: its rows of 40 are not whole groups of 16"
+    ]
+    found = regions(after)
+    assert ops_of(found["narrow"]) == ["round_trip", "dequantize", "linear", "add"]
+    assert str(kernel_of(found["narrow"])) == "linear_add k=96 n=64 fp8"
+    assert [str(x.type) for x in found["wide"].inputs[1:]] == ["u8[192, 64]", "f32[2, 1]"]
+    assert read(show(after)) == after
+    random = np.random.default_rng(0)
+    shapes = {name: array.shape for name, array in weights_of(before).items()}
+    weights = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    feeds = {"x": random.standard_normal((2, 3, 64)).astype(np.float32)}
+    w = {
+        name: DEQUANTIZE.reference(*QUANTIZE.reference(array, **tiles), **tiles)
+        for name, array in weights.items()
+        if name != "last"
+    }
+    trip = partial(ROUND_TRIP.reference, group=TILE)
+    y = trip(SWIGLU.reference(trip(feeds["x"]) @ w["wide"].T)) @ w["narrow"].T + feeds["x"]
+    np.testing.assert_allclose(interpret(after, feeds, weights)["y"], y, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_fp8_on_a_machine_that_multiplies_it() -> None:
+    assert set(FP8.roles) == set(ALL)
+    assert {role for role, format in FP8.roles.items() if format == "fp8"} == {"experts", "dense"}
+    assert set(FP8.roles.values()) == {"fp8", "bf16"}
 
 
 def test_half_the_bytes_round_no_operand() -> None:
