@@ -46,10 +46,11 @@ class Commands(click.Group):
         if name == "log":
             from .learn_command import learn
             from .log_commands import log
+            from .refit_command import refit
             from .report_command import report
 
-            log.add_command(learn)
-            log.add_command(report)
+            for command in (learn, refit, report):
+                log.add_command(command)
             return log
         if name == "toolchain":
             from .toolchain_command import toolchain

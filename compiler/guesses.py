@@ -22,7 +22,7 @@ def guesses(plan: Plan, log: Log, place: Fingerprint | Here, called: Conditions)
     half of a guess or twice it would make another choice. None where nothing is guessed.
     """
     machine, trace = called.machine, str(called.path.absolute()) if called.path else ""
-    if not isinstance(machine, Guessing):
+    if not isinstance(machine, Guessing) or not machine.guesses:
         return None
     looked, rows = 0, list[Mapping[str, Any]]()
     for kernel, choice in {str(kernel): (kernel, choice) for kernel, choice in plan.items()}.values():

@@ -123,3 +123,15 @@ def heuristics(rows: Sequence[Row]) -> RenderableType:
         used = "unmeasured too" if row["unmeasured"] else "to start searches"
         table.add_row(*(row[part] for part in ("kind", "dtype", "isa", "profile")), *counts, *speeds, used)
     return table if rows else "too few shapes to learn from: a kind of kernel needs three that were tuned"
+
+
+def refitted(row: Row) -> RenderableType:
+    """Constants before and after, and what simulated times are worth with them."""
+    table = columns(f"{row['isa']}, {row['calls']} calls", "before", "after")
+    for name, pair in row["constants"].items():
+        table.add_row(name, *(f"{value:.4g}" for value in pair))
+    table.add_section()
+    table.add_row("a time is off by", *(f"{value:.2f}x" for value in row["off"]))
+    table.add_row("pairs in the wrong order", *(f"{value:.0%}" for value in row["misranked"]))
+    table.add_row("the chosen over the fastest", *(f"{value:.3f}x" for value in row["slower"]))
+    return table

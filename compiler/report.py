@@ -249,7 +249,8 @@ def machines(found: Sequence[Mapping[str, Any]]) -> Table:
     """What each target finds here."""
     table = columns("target", "device", "isa", "compiler", "can")
     for each in found:
-        how = {"runs": " (simulated)", "measures": " (simulated)"} if each.get("simulated") else {}
+        how = {"runs": " (simulated)"} if each.get("simulated") else {}
+        how |= {"measures": " (simulated)"} if str(each.get("times")).startswith("simulated") else {}
         can = ", ".join(verb + how.get(verb, "") for verb in ("builds", "runs", "measures") if each[verb])
         table.add_row(
             *(str(each[column]) for column in ("target", "device", "isa", "compiler")), can or "nothing"

@@ -187,3 +187,39 @@ class Guessing(Protocol):
 
         point, trace: which call, as tuning has them. Raises CannotBuild where times cannot be computed.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class Took:
+    """A call of a kernel by one schedule, as tuning names it ("m=64 zipf"), and seconds that it took."""
+
+    kernel: Kernel
+    schedule: Schedule
+    point: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refit:
+    """A target's guesses fitted to times that were measured; pairs are of what was before and is after.
+
+    constants: by name. calls: that were fitted to; left_out: that could not be computed. off: by what factor
+    a computed time is off, in geometric mean. misranked: share of pairs of schedules of one call that are
+    computed in the wrong order, of pairs that differ at all. slower: how much longer than the fastest takes
+    what is computed to be the fastest, as a ratio in geometric mean.
+    """
+
+    constants: Mapping[str, tuple[float, float]]
+    calls: int
+    left_out: int
+    off: tuple[float, float]
+    misranked: tuple[float, float]
+    slower: tuple[float, float]
+
+
+@runtime_checkable
+class Refitting(Guessing, Protocol):
+    """One whose guesses can be fitted to times that a device took."""
+
+    def refit(self, times: Sequence[Took]) -> Refit:
+        """Raises CannotBuild where none of these can be computed."""

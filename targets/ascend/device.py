@@ -1,12 +1,14 @@
-"""A simulated NPU as a device for tuning: kernels checked on this CPU, and timed by the simulated timeline.
+"""An NPU as a device for tuning: this machine's (measured.py), or else simulated.
 
-Nothing here is measured. What the vendor's compiler rejects, or changes on its own, cannot be tried.
+Simulated, kernels are checked on this CPU and timed by the simulated timeline; then nothing is measured. What
+the vendor's compiler rejects, or changes on its own, cannot be tried.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,12 @@ from ..base import CannotBuild, Kernel, Schedules, serving
 from ..cases import Draw
 from ..cases_bf16 import CACHED, CASES
 from ..routing import even
-from . import timeline, trial, vendor
+from . import measured, timeline, trial, vendor
 from .hivm.calls import Asked
+from .hivm.constants import Constants
 from .host import object_code
 from .lowering import lowering
+from .refitted import known
 from .soc import Soc, named
 from .space import steps
 from .toolchain import NotInstalled
@@ -35,18 +39,22 @@ SEEN_OF_WORK = 64  # rows of a cache that Kernel.work is told for
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """An NPU of that SoC, by its name, simulated.
+    """An NPU of that SoC, by its name: this machine's, or simulated.
 
-    cold: makes no difference, since a simulated call finds nothing in a cache. trace: a file of a recorded
-    routing (see routing.py), for the kernels that it suits.
+    cold: whether weights are in no cache when a call begins; a simulated call finds nothing there in any
+    case. trace: a file of a recorded routing (see routing.py), for the kernels that it suits. constants: of
+    the simulated timeline, where they are others than there, by name.
     """
 
     soc: str
     cold: bool = True
     trace: str = ""
+    simulated: bool = True
+    constants: Mapping[str, float] = field(default_factory=dict)
 
     def build(self, kernel: Kernel, schedules: Schedules, folder: Path) -> None:
-        """Has every step compiled for both machines; the cache keeps what is made, where bench finds it.
+        """Has every step compiled for both machines; the cache keeps what is made, where bench finds it. What
+        an NPU runs is put into the folder.
 
         Raises Rejected where it does not fit, ValueError where it becomes another kernel than was asked for,
         NotInstalled.
@@ -65,19 +73,38 @@ class Device:
                     raise ValueError(str(error)) from error
                 if plan.notes:
                     raise ValueError(f"{step.function} is not compiled as it is written{instead(plan)}")
+        if not self.simulated:
+            measured.finished(kernel, schedules, on, folder)
 
-    def bench(self, kernel: Kernel, schedules: Schedules, built: Path | None = None) -> Bench:
-        """The kernel as a simulation has it. built: nothing is there."""
-        return Bench(named(self.soc), kernel, schedules, sample.draws(kernel, CASES[kernel.kind], self.trace))
+    def bench(
+        self, kernel: Kernel, schedules: Schedules, built: Path | None = None
+    ) -> Bench | measured.Bench:
+        """The kernel on the NPU, or as a simulation has it. built: where it was built before."""
+        draws = sample.draws(kernel, CASES[kernel.kind], self.trace)
+        if self.simulated:
+            return Bench(named(self.soc), kernel, schedules, draws, known(self.constants))
+        scratch = None
+        if built is None:
+            scratch = tempfile.TemporaryDirectory(prefix="moec-")
+            built = Path(scratch.name)
+            self.build(kernel, schedules, built)
+        bench = measured.Bench(kernel, schedules, built, calls(kernel, draws), self.cold)
+        bench.scratch = scratch
+        return bench
 
 
 class Bench:
     """A kernel's schedules, by the tokens from which each serves: to be compared, and timed in simulation."""
 
     def __init__(
-        self, soc: Soc, kernel: Kernel, schedules: Schedules, draws: Mapping[str, Draw] = {"": even}
+        self,
+        soc: Soc,
+        kernel: Kernel,
+        schedules: Schedules,
+        draws: Mapping[str, Draw] = {"": even},
+        known: Constants = timeline.PUBLISHED,
     ) -> None:
-        self.soc, self.kernel, self.schedules = soc, kernel, schedules
+        self.soc, self.kernel, self.schedules, self.known = soc, kernel, schedules, known
         self.calls = calls(kernel, draws)
         self.points = list(self.calls)
         self._seconds: dict[str, float] = {}
@@ -99,7 +126,9 @@ class Bench:
         if point not in self._seconds:
             asked = self.calls[point]
             schedule = self.schedules[serving(self.schedules, asked.tokens)]
-            self._seconds[point] = timeline.seconds(self.kernel, schedule, self.soc, asked).us * 1e-6
+            self._seconds[point] = (
+                timeline.seconds(self.kernel, schedule, self.soc, asked, self.known).us * 1e-6
+            )
         return self._seconds[point]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from .. import native
 from ..base import Emitted, spans
-from . import build
+from . import build, npu
 from .bundle import Bundle, Image, Launch, from_bytes
 from .soc import Soc
 from .table import functions, table
@@ -72,9 +72,14 @@ def described(
             "bishengir-compile": [
                 *("bishengir-compile", f"{image.entry}.linalg.mlir", *image.options, "-o", "kernel")
             ],
-            "hivmc": ["hivmc", f"{image.entry}.hivm.mlir", *HIVMC, "-o", "kernel"],
+            "hivmc": hivmc("hivmc", f"{image.entry}.hivm.mlir"),
         },
     }
+
+
+def hivmc(program: str, hivm: str) -> list[str]:
+    """What makes kernel.o, or kernel, in the folder where it is called."""
+    return [program, hivm, *HIVMC, "-o", "kernel"]
 
 
 def launches(entry: str, one: Emitted, bundle: Bundle) -> Iterator[dict[str, Any]]:
@@ -107,7 +112,8 @@ def script(images: Sequence[Image], soc: Soc, library: str) -> str:
         "@SOC@": soc.name,
         "@LIBRARY@": library,
         "@CANN@": OLDEST_CANN,
-        "@HIVMC@": " ".join(HIVMC),
+        "@TOOLS@": ":".join(f"$cann/{folder}" for folder in npu.TOOLS),
+        "@HIVMC@": " ".join(hivmc("", "")[2:]),
         "@COMPILE@": " ".join(native.COMPILE),
         "@LINK@": " ".join(linked),
         "@KERNELS@": "\n".join(kernels),

@@ -82,7 +82,7 @@ version=$(cann_version)
 reaches "$version" "$oldest" || refuse "this is CANN $version; expected $oldest or newer: upgrade it"
 say "CANN: $version in $cann"
 
-PATH=$PATH:$cann/bin:$cann/compiler/bin:$cann/tools/bishengir/bin:$cann/tools/hivmc/bin
+PATH=$PATH:@TOOLS@
 hivmc=$(command -v hivmc || true) bishengir=$(command -v bishengir-compile || true)
 [ -n "$hivmc$bishengir" ] ||
   refuse "neither hivmc nor bishengir-compile is on PATH or in $cann; they come with CANN's toolkit"
@@ -114,7 +114,7 @@ place() {
 }
 from_hivm() {
   [ -n "$hivmc" ] || return 1
-  (cd "$work/$1" && logged "$hivmc" "../../$1.hivm.mlir" @HIVMC@ -o kernel) && place "$1"
+  (cd "$work/$1" && logged "$hivmc" "../../$1.hivm.mlir" @HIVMC@) && place "$1"
 }
 # The machine's own compiler may plan otherwise. It calls hivmc, so a hivmc of ours listens in, and an object that needs
 # another workspace than the library gives is not taken.

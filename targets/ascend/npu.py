@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import shutil
 from functools import cache
 
 LIBRARY = "libascendcl.so"
+INITIALISED = 100002  # somebody else has called aclInit in this process
+TOOLS = ("bin", "compiler/bin", "tools/bishengir/bin", "tools/hivmc/bin")  # of CANN: where programs are
 
 
 @cache
@@ -16,7 +20,11 @@ def soc_here() -> str:
     except OSError:
         raise ValueError(f"no CANN on this machine: {LIBRARY} is not found") from None
     count = ctypes.c_uint32()
-    if cann.aclInit(None) or cann.aclrtGetDeviceCount(ctypes.byref(count)) or not count.value:
+    if (
+        cann.aclInit(None) not in (0, INITIALISED)
+        or cann.aclrtGetDeviceCount(ctypes.byref(count))
+        or not count.value
+    ):
         raise ValueError("CANN finds no NPU on this machine")
     if cann.aclrtSetDevice(0):
         raise ValueError("CANN cannot open the first NPU of this machine")
@@ -25,3 +33,23 @@ def soc_here() -> str:
     if not name:
         raise ValueError("CANN does not tell which SoC this machine's NPU is")
     return str(name.decode())
+
+
+def hivmc() -> str | None:
+    """The vendor's last compiler: on PATH, or else in CANN's folder."""
+    cann = os.environ.get("ASCEND_HOME_PATH") or os.environ.get("ASCEND_TOOLKIT_HOME")
+    folders = [os.environ.get("PATH", os.defpath), *(f"{cann}/{each}" for each in TOOLS if cann)]
+    return shutil.which("hivmc", path=os.pathsep.join(folders))
+
+
+def why_simulated(soc: str) -> str:
+    """Why times of kernels for that SoC are simulated on this machine; nothing where its NPU takes them."""
+    if os.environ.get("MOEC_SIMULATE") == "1":
+        return "MOEC_SIMULATE is 1"
+    try:
+        here = soc_here()
+    except ValueError as error:
+        return str(error)
+    if here != soc:
+        return f"this machine's NPU is {here}"
+    return "" if hivmc() else "hivmc is neither on PATH nor in CANN, which ASCEND_HOME_PATH names"

@@ -56,7 +56,14 @@ class Sensitivity:
         return found
 
 
-def flips(kernel: Kernel, point: str, schedules: Sequence[Schedule], soc: Soc, trace: str = "") -> list[Flip]:
+def flips(
+    kernel: Kernel,
+    point: str,
+    schedules: Sequence[Schedule],
+    soc: Soc,
+    trace: str = "",
+    known: Constants = timeline.PUBLISHED,
+) -> list[Flip]:
     """Where a guess decides that the first of these schedules is the fastest of them in a call.
 
     point, trace: which call, as Device has them. Kept in the cache, but for a recorded routing, which is a
@@ -68,7 +75,7 @@ def flips(kernel: Kernel, point: str, schedules: Sequence[Schedule], soc: Soc, t
         if asked is None:
             raise CannotBuild(f"{kernel} is not timed at {point} any more")
         try:
-            each = sensitivity(kernel, schedules, soc, asked).against()
+            each = sensitivity(kernel, schedules, soc, asked, known=known).against()
         except (CannotSimulate, Fault, OutOfBounds, ValueError) as error:
             raise CannotBuild(f"{kernel} at {point} cannot be simulated: {error}") from None
         made = json.dumps([asdict(flip) for flip in each]).encode()
@@ -76,7 +83,7 @@ def flips(kernel: Kernel, point: str, schedules: Sequence[Schedule], soc: Soc, t
             raise Passing(made)
         return made
 
-    shaped_by = (repr(kernel), point, [sorted(each.items()) for each in schedules], soc, sources())
+    shaped_by = (repr(kernel), point, [sorted(each.items()) for each in schedules], soc, known, sources())
     return [Flip(**each) for each in json.loads(kept("flips", shaped_by, found))]
 
 

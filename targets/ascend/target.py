@@ -14,9 +14,9 @@ from ...compiler.ir import Node
 from ...compiler.pipeline import Pass
 from ...passes.layout import Layout
 from ...passes.precision import ALL_BF16, INT8_ROWS, Policy
-from .. import bf16, flags, listing
+from .. import base, bf16, flags, listing
 from ..base import CannotBuild, Capabilities, Emitted, Flip, Kernel, Schedule, Schedules, Space
-from . import build, finish, npu, soc, space, toolchain
+from . import build, finish, npu, refitted, soc, space, toolchain
 from .families import FAMILIES
 from .hivm.constants import GUESSED
 from .programs import quantized
@@ -43,7 +43,16 @@ class Target:
     widest: ClassVar[str] = "bf16"  # the format of weights that every kernel reads
     tools: ClassVar[Sequence[str]] = ("moec",)  # packages that shape its code
     families: ClassVar[Mapping[str, Sequence[str]]] = FAMILIES
-    addresses: ClassVar[int | None] = None  # bytes of addresses for a tuning worker: as many as of memory
+
+    @property
+    def simulated(self) -> str:
+        """Why times are simulated on this machine; nothing where its NPU takes them."""
+        return npu.why_simulated(self.soc.name)
+
+    @property
+    def addresses(self) -> int | None:
+        """Bytes of addresses for a tuning worker: as many as of memory, or more, which a driver reserves."""
+        return None if self.simulated else 1 << 46
 
     @property
     def capabilities(self) -> Capabilities:
@@ -51,8 +60,8 @@ class Target:
 
     @property
     def processor(self) -> str:
-        """What is measured on is no machine, but what the compiler knows of one."""
-        return f"simulated {self.soc.name}"
+        """What is measured on: the NPU here, or no machine, but what the compiler knows of one."""
+        return refitted.named(self.soc.name) if self.simulated else self.soc.name
 
     @property
     def folder(self) -> Path:
@@ -101,7 +110,8 @@ class Target:
         """
         named = {"name": self.name, "isa": self.soc.name, "features": list(flags.V3), "library": self.library}
         made = {"linked": "x86_64", "finish": f"{finish.FOLDER}/finish.sh"}
-        return {**named, **made, "provider": NPU, "without_npu": SIMULATED, "times": "simulated"}
+        times = "simulated" if self.simulated else "measured"
+        return {**named, **made, "provider": NPU, "without_npu": SIMULATED, "times": times}
 
     @property
     def passes(self) -> tuple[Pass, ...]:
@@ -139,12 +149,15 @@ class Target:
     def device(self, threads: int, cold: bool = True, trace: str = "") -> tuple[str, dict[str, Any]]:
         """What a tuning worker opens on this machine: module and function, and its arguments (see Device)."""
         options: dict[str, Any] = {"soc": self.soc.name, "cold": cold, "trace": trace}
+        options |= {"simulated": bool(self.simulated), "constants": dict(refitted.constants())}
         return f"{__package__}.device:Device", options
 
     @property
     def guesses(self) -> Sequence[str]:
-        """The constants of the simulated timeline that are guesses (see base.Guessing)."""
-        return GUESSED
+        """The constants of the simulated timeline that are guesses (see base.Guessing); none where an NPU
+        takes the times.
+        """
+        return GUESSED if self.simulated else ()
 
     def flips(
         self, kernel: Kernel, point: str, schedules: Sequence[Schedule], trace: str = ""
@@ -152,7 +165,14 @@ class Target:
         """Where halving or doubling a guess would choose another than the first of these schedules."""
         from . import sensitivity
 
-        return sensitivity.flips(kernel, point, schedules, self.soc, trace)
+        known = refitted.known(refitted.constants())
+        return sensitivity.flips(kernel, point, schedules, self.soc, trace, known)
+
+    def refit(self, times: Sequence[base.Took]) -> base.Refit:
+        """The guesses fitted to times that an NPU took."""
+        from . import refit
+
+        return refit.refit(times, self.soc)
 
     def emit(self, kernel: Kernel, schedules: Schedules) -> Emitted:
         """Code in all its forms; runs the toolchain's programs."""
@@ -223,5 +243,6 @@ def here() -> dict[str, str | bool]:
         "runs": machine.runs_here,
         "measures": builds and machine.runs_here,
         "simulated": simulated,
+        "times": f"simulated: {machine.simulated}" if machine.simulated else "measured",
         **machine.versions,
     }
