@@ -15,6 +15,7 @@ import pytest
 
 from moec.compiler import compile_model
 from moec.targets import native
+from moec.targets.base import Space
 
 STAND_IN = Path(__file__).parent / "targets" / "stand_in_cuda.cc"
 NVCC = """#!/bin/sh
@@ -27,13 +28,14 @@ Run = Callable[..., tuple[str, list[str]]]
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model, its kernels lowered and given to a compiler that makes nothing of them."""
+    """A tiny model, its kernels lowered, one way each, and given to a compiler that makes nothing of them."""
     folder = tmp_path_factory.mktemp("cuda")
     (folder / "bin").mkdir()
     (folder / "bin" / "nvcc").write_text(NVCC)
     (folder / "bin" / "nvcc").chmod(0o755)
     models.save(folder / "hub", "deepseek_v3")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Space, "defaults", property(lambda space: {1: space.default}))
         patch.setenv("CUDA_HOME", str(folder))
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         patch.setenv("XDG_DATA_HOME", str(folder / "data"))
