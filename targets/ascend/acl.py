@@ -13,14 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from ...compiler.ir import DTYPES, Array
+from ...compiler.ir import Array
+from ..buffers import Buffer, Tensor
 from . import npu
 
 HUGE_PAGES_FIRST, TO_DEVICE, TO_HOST, TIME_LINE = 0, 1, 2, 8  # as runtime/acl_abi.h has them
-TYPES = {"f32": 1, "i8": 3, "i32": 6, "i64": 7, "f16": 10, "bf16": 16}  # onnx's numbers
-NUMBERS = {np.dtype(DTYPES[name]): number for name, number in TYPES.items()}
-MARGIN = 64 << 10  # bytes on either side of an array
-POISON = 0xFF  # of a margin: as numbers, NaN or -1
 
 
 class AclError(RuntimeError):
@@ -53,7 +50,8 @@ class Acl:
         return self._made("aclrtMalloc", ctypes.c_size_t(max(size, 1)), HUGE_PAGES_FIRST)
 
     def free(self, address: int) -> None:
-        """Gives it back; nothing may use it any more."""
+        """Gives it back, once all that was asked for is done."""
+        self.wait()
         self.call("aclrtFree", ctypes.c_void_p(address))
 
     def upload(self, address: int, array: Array) -> None:
@@ -101,68 +99,6 @@ class Acl:
 def acl() -> Acl:
     """This process's. Raises ValueError, AclError."""
     return Acl()
-
-
-class Tensor(ctypes.Structure):
-    """MoecTensor of targets/runtime/device/direct.cc."""
-
-    _fields_ = (
-        ("data", ctypes.c_uint64),
-        ("rank", ctypes.c_int32),
-        ("type", ctypes.c_int32),
-        ("shape", ctypes.c_int64 * 8),
-    )
-
-
-class Buffer:
-    """An array in the NPU's memory. The margin around it is poisoned, and nobody may write there."""
-
-    def __init__(self, npu: Acl, shape: Sequence[int], dtype: Any) -> None:
-        """Its contents are undefined."""
-        self.npu, self.shape, self.dtype = npu, tuple(shape), np.dtype(dtype)
-        self.size = int(np.prod(self.shape)) * self.dtype.itemsize
-        self._start = npu.allocate(self.size + 2 * MARGIN)
-        self.address = self._start + MARGIN
-        for place in (self._start, self.address + self.size):
-            npu.fill(place, POISON, MARGIN)
-
-    def __del__(self) -> None:
-        try:
-            self.npu.wait()
-            self.npu.free(self._start)
-        except (AclError, AttributeError):
-            pass  # it was never allocated, or the device is gone with all its memory
-
-    def write(self, array: Array) -> Buffer:
-        """Has the array's contents, of its shape and type."""
-        self.npu.upload(self.address, array)
-        return self
-
-    def read(self) -> Array:
-        """The contents."""
-        array = np.empty(self.shape, self.dtype)
-        self.npu.download(array, self.address)
-        return array
-
-    def spoiled(self) -> str | None:
-        """Where somebody wrote outside, or None."""
-        for side, place in (("before", self._start), ("behind", self.address + self.size)):
-            found = np.empty(MARGIN, np.uint8)
-            self.npu.download(found, place)
-            if wrong := int((found != POISON).sum()):
-                return f"{wrong} bytes {side} it were written"
-        return None
-
-    @property
-    def tensor(self) -> Tensor:
-        """As a kernel's library takes it."""
-        shape = (ctypes.c_int64 * 8)(*self.shape)
-        return Tensor(self.address, len(self.shape), NUMBERS[self.dtype], shape)
-
-
-def placed(npu: Acl, array: Array) -> Buffer:
-    """The array in the NPU's memory."""
-    return Buffer(npu, array.shape, array.dtype).write(array)
 
 
 class Call:

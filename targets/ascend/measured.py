@@ -18,10 +18,11 @@ import numpy as np
 from ...compiler.ir import DTYPES, Array
 from .. import sample
 from ..base import CannotBuild, Kernel, Schedules
+from ..buffers import Buffer, placed
 from ..cases_bf16 import CACHED, IN_PLACE, Example, Sample
 from ..checks import checked, where
 from . import build, finish, npu
-from .acl import Buffer, Call, Library, acl, placed
+from .acl import Call, Library, acl
 from .bundle import Image, from_bytes
 from .emit import emit
 from .hivm.calls import Asked, call_of

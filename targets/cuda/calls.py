@@ -13,8 +13,9 @@ from ...compiler.ir import Array
 from .. import cases_bf16 as cases
 from .. import sample
 from ..base import Kernel
+from ..buffers import MARGIN, Buffer, placed
 from ..cases import Draw, operands
-from .buffers import MARGIN, Buffer, placed
+from .buffers import copy_of
 from .driver import Driver
 
 POINTS = (1, 4, 16, 64, 256, 1024, 4096)  # rows, one count in each bucket of tokens at least
@@ -67,7 +68,7 @@ class Calls:
         size = sum(each.size for each in self.weights.values())
         room = int(PART * self.gpu.free_bytes() / max(size, 1))
         for _ in range(min(count - len(self._copies), room)):
-            self._copies.append({i: each.copy() for i, each in self.weights.items()})
+            self._copies.append({i: copy_of(self.gpu, each) for i, each in self.weights.items()})
         return self._copies[:count]
 
     def at(self, name: str, setting: Setting, cold: bool, seconds: Callable[[Call], float]) -> list[Call]:
@@ -143,7 +144,7 @@ class Calls:
         size = sum(each.size for each in first.values())
         room = int(PART * self.gpu.free_bytes() / size) if size else 0
         copied = range(min(count - 1, room))
-        return [first, *({i: each.copy() for i, each in first.items()} for _ in copied)]
+        return [first, *({i: copy_of(self.gpu, each) for i, each in first.items()} for _ in copied)]
 
 
 @lru_cache(maxsize=1)  # a search goes kernel by kernel, and weights are big

@@ -16,12 +16,13 @@ from typing import Any
 from ...compiler.ir import Array
 from .. import sample
 from ..base import BUCKETS, Kernel, Schedule, Schedules, serving
+from ..buffers import MARGIN, Buffer, placed
 from ..cases import Draw
 from ..cases_bf16 import Example
 from ..checks import checked, tokens, where
 from ..listing import op_name
 from ..sample import draws, unwritten
-from .buffers import MARGIN, Buffer, library, placed
+from .buffers import library
 from .calls import Call, Calls, calls_of, settings
 from .driver import Driver, driver
 from .sm import named

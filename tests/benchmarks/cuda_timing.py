@@ -14,8 +14,9 @@ import torch
 
 from moec.compiler.ir import DTYPES
 from moec.targets.base import Schedules, serving
+from moec.targets.buffers import NUMBERS, Tensor
 from moec.targets.checks import tokens
-from moec.targets.cuda.buffers import NUMBERS, Library, Tensor, library
+from moec.targets.cuda.buffers import Library, library
 from moec.targets.cuda.device import file_name
 from moec.tuning.log import Log
 

@@ -45,10 +45,11 @@ print(json.dumps([[each.processor, each.facts["times"], each.device(1)[1]["simul
 ALONE = """
 import json
 from moec.targets.ascend import acl, space, soc
+from moec.targets.buffers import placed
 from moec.targets.ascend.device import Device
 from moec.targets.base import Kernel
 import numpy as np
-each = acl.placed(acl.acl(), np.arange(6, dtype=np.int64))
+each = placed(acl.acl(), np.arange(6, dtype=np.int64))
 clean = each.spoiled()
 acl.acl().fill(each.address + each.size, 0, 3)
 kernel = Kernel("mla_decode", (("heads", 4), ("latent", 32), ("rope", 16)), (("scale", 0.1),), "f32+bf16")
@@ -152,7 +153,7 @@ def test_each_call_of_a_run_reads_a_cache_of_its_own_and_margins_are_watched(
 ) -> None:
     machine.knows(DECODE)
     clean, spoiled, kept, count, caches, seconds, *warm = facts(ALONE)
-    assert (clean, spoiled) == (None, "3 bytes behind it were written")
+    assert (clean, spoiled) == (None, "3 bytes behind it were written, the nearest 0 bytes away")
     assert kept == [*range(6)]
     assert count == 10
     assert caches == [10, 10]

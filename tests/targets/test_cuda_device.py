@@ -13,9 +13,9 @@ import pytest
 from moec.compiler.ir import Array
 from moec.targets import cases_bf16 as cases
 from moec.targets.base import Kernel
+from moec.targets.buffers import Buffer, placed
 from moec.targets.checks import checked, tokens
 from moec.targets.cuda import calls, device
-from moec.targets.cuda.buffers import Buffer, placed
 from moec.targets.cuda.calls import Calls, results_of
 from moec.targets.cuda.device import Bench, Device
 from moec.targets.routing import even
@@ -205,7 +205,7 @@ class Spills(Right):
 
     def launch(self, operands: Sequence[Buffer], results: Sequence[Buffer], stream: int) -> None:
         super().launch(operands, results, stream)
-        results[0].gpu.fill(results[0].address + results[0].size + 6, 1, 2)
+        results[0].memory.fill(results[0].address + results[0].size + 6, 1, 2)
 
 
 class Changes(Right):
@@ -213,7 +213,7 @@ class Changes(Right):
 
     def launch(self, operands: Sequence[Buffer], results: Sequence[Buffer], stream: int) -> None:
         super().launch(operands, results, stream)
-        operands[0].gpu.fill(operands[0].address, 7, 2)
+        operands[0].memory.fill(operands[0].address, 7, 2)
 
 
 @pytest.mark.parametrize("kind", ["linear", "permute", "grouped_combine"])

@@ -5,8 +5,7 @@ of one product.
 import triton
 import triton.language as tl
 
-LOWEST = tl.constexpr(-1e30)  # below any score, yet differences of two of them are numbers
-MASKED = tl.constexpr(-3e38)  # e to the power of it less LOWEST is 0
+from .latent import LOWEST, MASKED
 
 
 @triton.jit
