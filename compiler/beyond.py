@@ -23,20 +23,18 @@ MOST_BUILDERS = 8  # processes that build candidates; each takes half a gigabyte
 
 @dataclass(frozen=True, slots=True)
 class Beyond:
-    """fleet: an address, empty to measure here. on: what its workers have to declare ("cpu:" and a
-    processor's name), empty for this machine's processor. mirror: is shown the records. warnings: what the
-    user should know after a search.
+    """fleet: an address, empty to measure here; the target is then as its workers measure it (see
+    rooms.measured_on). mirror: is shown the records. warnings: what the user should know after a search.
     """
 
     fleet: str = ""
-    on: str = ""
     mirror: Mirror | None = None
     warnings: list[str] = field(default_factory=list)
 
     def place(self, conditions: Conditions) -> Here:
         """What is measured depends on."""
         threads = conditions.machine.sharers(conditions.threads)
-        return of_target(conditions.machine, threads, self.on.partition(":")[2])
+        return of_target(conditions.machine, threads)
 
     def expect(self, machine: Any) -> None:
         """Raises CannotBuild where kernels for the machine cannot be measured."""
@@ -46,16 +44,16 @@ class Beyond:
 
     def judge(self, conditions: Conditions, place: Here) -> Worker | Fleet:
         """What measures, to be started and closed."""
+        (device, options), most = conditions.device, conditions.machine.addresses
         if not self.fleet:
-            (device, options), most = conditions.device, conditions.machine.addresses
             builders = min(len(os.sched_getaffinity(0)), MOST_BUILDERS)
             return Worker(device, options, memory_bytes=most, builders=builders)
-        from ..tuning.cluster import cpu
-        from ..tuning.fleet import Fleet
+        from ..tuning.fleet import Fleet, Wanted
 
         builders = min(conditions.threads, MOST_BUILDERS)  # its cores, not those here
-        kind, tools = self.on or cpu(), library.toolchain(conditions.machine)
-        return Fleet(self.fleet, kind, conditions.device, place.whole, tools, builders=builders)
+        kind, limits = f"{conditions.machine.unit}:{place.whole.cpu}", {"memory_bytes": most}
+        wanted = Wanted(place.whole, library.packages(conditions.machine), dict(conditions.machine.versions))
+        return Fleet(self.fleet, kind, (device, options), wanted, **limits, builders=builders)
 
     def tune(self, spaces: Mapping[Kernel, Space], judge: Worker | Fleet, *most: Any, **rest: Any) -> Summary:
         """search.tune, on one device or on all of them."""

@@ -122,7 +122,12 @@ def generator(sources: Iterable[Path]) -> str:
 
 def toolchain(target: Any) -> Mapping[str, str]:
     """The releases of everything that shapes an artifact of a target, by name."""
-    return {**versions(dict.fromkeys((*PACKAGES, *target.tools))), **target.versions}
+    return {**packages(target), **target.versions}
+
+
+def packages(target: Any) -> Mapping[str, str]:
+    """The releases of those that are packages of this Python."""
+    return versions(dict.fromkeys((*PACKAGES, *target.tools)))
 
 
 def versions(packages: Iterable[str]) -> Mapping[str, str]:

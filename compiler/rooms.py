@@ -22,6 +22,27 @@ def target_of(name: str, isa: str | None) -> Any:
         raise CannotBuild(str(error)) from None
 
 
+def measured_on(machine: Any, worker: str) -> Any:
+    """The target where workers of a fleet measure that declare this ("gpu:NVIDIA H200"); nothing: those of
+    what it measures on itself. Raises CannotBuild for what it cannot be measured on.
+    """
+    unit, _, name = worker.partition(":")
+    if worker and not (unit == machine.unit and name):
+        wanted = f"{machine.unit}:NAME"
+        raise CannotBuild(
+            f"target {machine.name} is measured by workers that declare {wanted}, not {worker!r}"
+        )
+    try:
+        return machine.measured_on(name)
+    except ValueError as error:
+        raise CannotBuild(str(error)) from None
+
+
+def unit_here() -> str:
+    """What this machine measures on, as workers of a fleet declare it: its GPU or NPU, else its CPU."""
+    return next(filter(None, (room_of(name).accelerator() for name in rooms())), f"cpu:{cpu_model()}")
+
+
 def devices() -> list[dict[str, Any]]:
     """What each target finds on this machine."""
     return [{"device": cpu_model(), **room_of(room).here()} for room in rooms()]

@@ -16,7 +16,7 @@ from .planning import planned
 from .policy import NONE, cache_of, policy_of
 from .progress import Steps, quiet
 from .report import Report
-from .rooms import target_of
+from .rooms import measured_on, target_of
 from .rounding import Rounding, stored_weights
 from .source import resolve
 from .tuning_events import Listener, Teller, nobody
@@ -44,15 +44,17 @@ def tune_model(
 ) -> Report:
     """Search schedules for a model's kernels and write them into the log, and nothing else.
 
-    Of the model only shapes are read. fleet: the address of a Ray cluster that measures, instead of this
-    machine; on: what its workers have to declare (tuning/fleet.py); storage: the URL of an Optuna storage to
-    show the search in (tuning/mirror.py). The rest, and errors, are those of driver.compile_model; NoFleet is
-    a CannotBuild.
+    Of the model only shapes are read. fleet: the address of a Ray cluster that builds and measures, instead
+    of this machine; on: what its workers that measure declare (tuning/fleet.py); storage: the URL of an
+    Optuna storage to show the search in (tuning/mirror.py). The rest, and errors, are those of
+    driver.compile_model; NoFleet is a CannotBuild.
     """
     clock, machine, teller = Clock(progress), target_of(target, isa), Teller(events)
+    if fleet:
+        machine = measured_on(machine, on)
     threads = threads or len(os.sched_getaffinity(0))
     known = Log(Path(log or default_path()), machine.measured)
-    beyond = Beyond(fleet, on, Mirror(storage) if storage else None)
+    beyond = Beyond(fleet, Mirror(storage) if storage else None)
     shapes = Path(config or model)
     source = resolve(model, shapes if config or shapes.exists() else None)
     policy = policy_of(quant, quant_config, machine.policies)

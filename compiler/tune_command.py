@@ -32,14 +32,15 @@ Examples:
   moec tune ./DeepSeek-V2-Lite --budget 10m
   moec tune --config ./DeepSeek-V3 --quant int4 --budget 40t --log /shared/tuning.jsonl
   moec tune ./DeepSeek-V2-Lite --budget 10m --fleet 10.0.0.1:6379
+  moec tune ./DeepSeek-V2-Lite --budget 10m --fleet 10.0.0.1:6379 --target cuda --on "gpu:NVIDIA H200"
   moec tune ./DeepSeek-V2-Lite --budget 10m --storage sqlite:///studies.db
 """
 WORKER = """
 \b
 Examples:
   moec worker                                  the first machine; it prints the fleet's address
-  moec worker --join 10.0.0.1:6379             every other one
-  moec worker --join 10.0.0.1:6379 --as gpu:H200
+  moec worker --join 10.0.0.1:6379             every other one that measures
+  moec worker --join 10.0.0.1:6379 --as cores  one that only builds
 """
 
 
@@ -62,7 +63,10 @@ Examples:
     help="Measure on the workers of the fleet at HOST:PORT; this machine is a member. Trusted networks only.",
 )
 @click.option(
-    "--on", default="", metavar="NAME", help="What they have to declare; default: this machine's processor."
+    "--on",
+    default="",
+    metavar="NAME",
+    help="What they declare that measure; default: this machine's processor, or what the target is for.",
 )
 @click.option(
     "--storage",
@@ -77,9 +81,10 @@ def tune(model: str, machine: bool, json_events: str | None, **options: Any) -> 
     """Tune MODEL's kernels and write what is learned into the log, which builds then read; build nothing.
 
     Only the model's shapes are read. With --fleet, kernels are searched side by side on all workers that have
-    the same processor, cores and moec, and a lost worker's trial is done by another. The members of a fleet
-    run what they send each other (Ray, pickles): only on a network where all are trusted. A file given with
-    --routing-trace lies at the same path on all of them.
+    the same processor, GPU or NPU, and the same moec; workers that offer cores build for them, if there are
+    any. A lost worker's trial, or build, is done by another. The members of a fleet run what they send each
+    other (Ray, pickles): only on a network where all are trusted. A file given with --routing-trace lies at
+    the same path on all of them.
 
     A storage only shows the search: nothing is read from it, and if it fails, the search goes on.
     """
@@ -102,15 +107,19 @@ def tune(model: str, machine: bool, json_events: str | None, **options: Any) -> 
     "device",
     default="",
     metavar="NAME",
-    help="What it measures on, such as gpu:H200; default: its CPU.",
+    help="What it measures on, or cores: it builds, on all it has. Default: its GPU or NPU, else its CPU.",
 )
 def worker(join: str, device: str) -> None:
-    """Measure for `moec tune --fleet` on other machines, until it is ended.
+    """Measure for `moec tune --fleet` on other machines, or build for it, until it is ended.
 
     A fleet is a Ray cluster (pip install 'moec[fleet]'), and every member may run anything on all the others:
-    only on a network where all are trusted. Nothing else should run on a machine that measures.
+    only on a network where all are trusted. Nothing else should run on a machine that measures. Ray can keep
+    others out: RAY_AUTH_MODE=token, and the same token on each machine (ray get-auth-token).
+
+    What builds for others should have no newer C library than they: theirs may not load what it links.
     """
     from ..tuning import cluster
+    from .rooms import unit_here
 
-    command = cluster.join_command(join, device or cluster.cpu())
-    os.execve(command[0], command, {**os.environ, **cluster.SETTINGS})
+    command = cluster.join_command(join, device or unit_here())
+    os.execve(command[0], command, {**cluster.SETTINGS, **os.environ})

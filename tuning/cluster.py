@@ -14,12 +14,14 @@ from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from ..targets.base import CannotBuild
-from .fingerprint import cpu_model
 
+CORES = "cores"  # what a machine declares that only builds, as many as it has
 STORE_BYTES = 100 << 20  # of Ray's object store: what goes to and fro is small
-# Nothing is reported to anybody. Ray would end the actor where a candidate takes all memory; Linux ends the
-# candidate. CUDA_VISIBLE_DEVICES stays as it is: Ray does not know the devices.
+# Unless the environment says otherwise. Nothing is reported to anybody. Ray would end the actor where a
+# candidate takes all memory; Linux ends the candidate. CUDA_VISIBLE_DEVICES stays as it is: Ray does not know
+# the devices. By itself Ray asks for a token on machines that happen to have one, which others then lack.
 SETTINGS = {
+    "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_memory_monitor_refresh_ms": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -39,19 +41,17 @@ def ray() -> Any:
     return ray
 
 
-def cpu() -> str:
-    """What this machine declares unless it is told otherwise."""
-    return f"cpu:{cpu_model()}"
-
-
 def join_command(address: str, device: str) -> list[str]:
-    """The command that makes this machine a member with one device; without an address, the first member."""
+    """The command that makes this machine a member with one device, or with all its cores; without an
+    address, the first member.
+    """
     ray()
+    count = len(os.sched_getaffinity(0)) if device == CORES else 1
     return [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block"),
         *([f"--address={address}"] if address else ["--head", "--include-dashboard=false"]),
         *("--num-cpus=0", f"--object-store-memory={STORE_BYTES}"),
-        f"--resources={json.dumps({device: 1})}",
+        f"--resources={json.dumps({device: count})}",
     ]
 
 
@@ -65,7 +65,7 @@ def connected(address: str) -> Iterator[None]:
     if ray().is_initialized():
         yield
         return
-    os.environ.update(SETTINGS)
+    os.environ.update({**SETTINGS, **os.environ})
     try:
         ray().init(address=address, log_to_driver=False, logging_level="ERROR")
     except Exception as error:  # Ray's, the network's, or the operating system's
@@ -82,13 +82,13 @@ def connected(address: str) -> Iterator[None]:
 
 
 def declared() -> Counter[str]:
-    """What the members that are alive measure on, and how many of each there are."""
+    """What the members that are alive measure on or build with, and how many of each there are."""
     found: Counter[str] = Counter()
     for node in ray().nodes():
         if node["Alive"]:
-            found.update({name: int(count) for name, count in node["Resources"].items() if _is_device(name)})
+            found.update({name: int(count) for name, count in node["Resources"].items() if _is_ours(name)})
     return found
 
 
-def _is_device(name: str) -> bool:
-    return ":" in name and not name.startswith(("node:", "accelerator_type:"))
+def _is_ours(name: str) -> bool:
+    return name == CORES or (":" in name and not name.startswith(("node:", "accelerator_type:")))

@@ -122,10 +122,9 @@ class Contest:
         model; where memory lies differs between processes too; and the best of many is the luckiest of them.
         """
         default, races = self.space.defaults, list[Mapping[int, float]]()
-        for _ in range(PROCESSES if isinstance(self.judge, Renews) else 1):
-            if isinstance(self.judge, Renews):
-                self.judge.renew()
-            seen = self.judge.trial(self.kernel, best.schedules, default)
+        again = [self.judge.afresh] * PROCESSES if isinstance(self.judge, Renews) else [self.judge.trial]
+        for trial in again:
+            seen = trial(self.kernel, best.schedules, default)
             if seen.status != "ok" or seen.against is None:
                 self.log.append(replace(self._record(best.schedules, seen), settled=True))
                 return self._read()

@@ -11,20 +11,26 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ..targets.base import Kernel
+from ..targets.base import Finished, Kernel
 
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
     """All that a measured time depends on besides the kernel and its schedule.
 
-    generator is the hash of the sources that write the code: change a kernel template and its records retire.
+    generator is the hash of the sources that write the code, and of what finishes it where it is measured:
+    change a kernel template and its records retire.
     """
 
     isa: str
     cpu: str
     threads: int
     generator: str
+
+    @property
+    def sources(self) -> str:
+        """The hash of sources alone, whatever finished the code."""
+        return self.generator.partition("-")[0]
 
     @property
     def whole(self) -> Fingerprint:
@@ -53,29 +59,34 @@ class Here:
         return replace(self.whole, generator=next(found, self.whole.generator))
 
 
-def here(isa: str, threads: int, target: Path, processor: str = "") -> Fingerprint:
+def here(isa: str, threads: int, target: Path, processor: str = "", finished_by: str = "") -> Fingerprint:
     """What measurements taken now depend on: this machine, and a target by the folder of its sources.
 
-    processor: what it measures on, where that is not this machine's CPU.
+    processor: what it measures on, where that is not this machine's CPU; finished_by: see base.Finished.
     It holds the sources that decide the code, and what the default schedule is that ratios refer to; not
     those that describe, build, check or time it.
     """
-    return Fingerprint(isa, processor or cpu_model(), threads, source_hash(sources(target)))
+    return Fingerprint(isa, processor or cpu_model(), threads, source_hash(sources(target), finished_by))
 
 
 def of_target(machine: Any, threads: int, processor: str = "") -> Here:
     """Those of a target's kernels here; processor: where they are measured, if not where the target says."""
-    whole = here(machine.capabilities.name, threads, machine.folder, processor or machine.processor)
-    return by_kind(whole, machine.folder, machine.families)
+    finished_by = machine.finished_by if isinstance(machine, Finished) else ""
+    whole = here(
+        machine.capabilities.name, threads, machine.folder, processor or machine.processor, finished_by
+    )
+    return by_kind(whole, machine.folder, machine.families, finished_by)
 
 
-def by_kind(whole: Fingerprint, target: Path, families: Mapping[str, Sequence[str]]) -> Here:
+def by_kind(
+    whole: Fingerprint, target: Path, families: Mapping[str, Sequence[str]], finished_by: str = ""
+) -> Here:
     """The same, kernel by kernel. families: by kind, the files in the folder in which writing it begins; what
     they import counts too, and nothing else does.
     """
     found = sources(target)
-    generators = {kind: source_hash(written_by(files, target, found)) for kind, files in families.items()}
-    return Here(whole, generators)
+    written = {kind: written_by(files, target, found) for kind, files in families.items()}
+    return Here(whole, {kind: source_hash(files, finished_by) for kind, files in written.items()})
 
 
 def sources(target: Path) -> list[Path]:
@@ -134,10 +145,11 @@ def cpu_model() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-def source_hash(files: Iterable[Path]) -> str:
-    """16 hex digits over the files' names and bytes, in one order."""
+def source_hash(files: Iterable[Path], finished_by: str = "") -> str:
+    """16 hex digits over the files' names and bytes, in one order; behind a dash 8 of what finishes code."""
     digest = hashlib.sha256()
     for file in sorted(files, key=lambda file: file.name):
         content = file.read_bytes()
         digest.update(f"{file.name} {len(content)}\n".encode() + content)
-    return digest.hexdigest()[:16]
+    last = f"-{hashlib.sha256(finished_by.encode()).hexdigest()[:8]}" if finished_by else ""
+    return digest.hexdigest()[:16] + last

@@ -1,21 +1,29 @@
-"""Devices of other machines as one judge: measuring workers behind Ray actors, one for each device.
+"""Machines of a Ray cluster as one judge: cores build, and devices measure what was built elsewhere.
 
-A machine declares what it measures on ("cpu:" and the processor's name, "gpu:H200"), one of each, and an
-actor takes that one: a device never has two measurements. A candidate is built and timed where its incumbent
-is, so that ratios are of one machine. All machines have one fingerprint and the same tools; an actor checks
-that before it takes part. Only the process that tunes writes the log, and what comes back from an actor it
-uses as data.
+A machine declares what it measures on ("cpu:" and the processor's name, "gpu:NVIDIA H200"), one of each, and
+an actor takes that one: a device never has two measurements. Or it declares its cores, and an actor takes
+each of these to build; where nobody does, each device's machine builds what it measures. What was built
+travels as files with their SHA-256. A candidate is timed where its incumbent is, beside it, so that ratios
+are of one machine.
+
+All devices have one fingerprint, all that builds has the tools that records are about, and all machines have
+one architecture; an actor checks that before it takes part. Only the process that tunes writes the log, and
+what comes back from an actor it uses as data. GPUs and NPUs were tried as stand-ins only, all on one machine.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import socket
 import threading
+from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -23,29 +31,44 @@ from typing import Any, Self
 
 from ..targets.base import CannotBuild, Kernel, Schedules
 from . import cluster
-from .cluster import NoFleet, ray
+from .cluster import CORES, NoFleet, ray
+from .crew import Crew
 from .fingerprint import Fingerprint, here
 from .judge import Worker
 from .measure import Measurement
+from .parcel import Parcel, packed
+from .record import spelled
 
-RETRIES = 2  # of a trial whose worker was lost
-START_SECONDS = 120  # without a device that is ready or at work
-STOP_SECONDS = 5  # for a worker that is told to end before it is made to
-TRIAL_SECONDS = 600  # more than a worker takes, whatever its candidate does
+NONE = "none"  # the release of a package that is not there
+AHEAD = 8  # candidates built for each device while it measures, at most
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a machine has to be: a fingerprint; releases by name of packages of its Python, and of what else a
+    target builds with; and an architecture, as only that is built for.
+    """
+
+    place: Fingerprint
+    packages: Mapping[str, str]
+    tools: Mapping[str, str]
+    architecture: str = field(default_factory=platform.machine)
 
 
 class Bench:
-    """What runs in the actor: the device of its machine, behind the processes that protect it."""
+    """What runs in an actor: a device, or a core that only builds, behind the processes that protect it."""
 
-    def __init__(self, device: str, options: Mapping[str, Any], limits: Mapping[str, int]) -> None:
+    def __init__(self, device: str, options: Mapping[str, Any], limits: Mapping[str, Any]) -> None:
         self.device, self.worker = device, Worker(device, options, **limits)
 
-    def start(self, place: Fingerprint, versions: Mapping[str, str]) -> tuple[str, str]:
-        """Its host, and why it cannot measure what is wanted; empty if it can."""
-        why = unlike(place, versions, self.device)
+    def start(self, wanted: Wanted, measures: bool) -> tuple[str, str]:
+        """Its host, and why it cannot do what is wanted; empty if it can."""
         try:
-            if not why:
+            if measures:
                 self.worker.start()
+            else:
+                self.worker.building.start()
+            why = unlike(wanted, self.device, self.worker, measures)
         except CannotBuild as error:
             why = str(error)
         return socket.gethostname(), why
@@ -56,58 +79,70 @@ class Bench:
         schedules: Schedules,
         incumbent: Schedules | None,
         points: Collection[str] | None,
+        fresh: bool,
+        built: Sequence[tuple[Schedules, Parcel]],
     ) -> dict[str, Any]:
-        """The measurement's fields; or, as "cannot", why this machine builds nothing."""
+        """The measurement's fields; or, as "cannot", why this machine builds nothing. built: elsewhere."""
+        for each, parcel in built:
+            self.worker.building.take(kernel, each, parcel)
         try:
+            if fresh:
+                return asdict(self.worker.afresh(kernel, schedules, incumbent))
             return asdict(self.worker.trial(kernel, schedules, incumbent, points))
         except CannotBuild as error:
             return {"cannot": str(error)}
 
-    def prepare(self, kernel: Kernel, candidates: Sequence[Schedules]) -> None:
-        """Builds candidates; what fails is told when they are tried."""
+    def prepare(self, kernel: Kernel, candidates: Sequence[Schedules]) -> dict[str, Any]:
+        """Builds candidates for this machine; what fails is told when they are tried."""
         with suppress(CannotBuild):
             self.worker.prepare(kernel, candidates)
+        return {}
+
+    def build(self, kernel: Kernel, schedules: Schedules) -> dict[str, Any]:
+        """As "built", the parcel of a candidate for others; or what became of it, or "cannot"."""
+        try:
+            (built,) = self.worker.building.build(kernel, [schedules])
+        except CannotBuild as error:
+            return {"cannot": str(error)}
+        return asdict(built) if isinstance(built, Measurement) else {"built": packed(built)}
 
     def stop(self) -> None:
         """Ends its processes and removes their files."""
         self.worker.close()
 
 
-def unlike(place: Fingerprint, versions: Mapping[str, str], device: str) -> str:
-    """How this machine differs from what records are to be about; empty if it does not."""
-    spec = importlib.util.find_spec(device.partition(":")[0])
-    if spec is None or spec.origin is None:
-        return f"it has no module {device.partition(':')[0]}; install the same moec there"
+def unlike(wanted: Wanted, device: str, worker: Worker, measures: bool) -> str:
+    """How this machine differs from what is wanted; empty if it does not. One that builds nothing may lack
+    packages.
+    """
+    spec, place = importlib.util.find_spec(device.partition(":")[0]), wanted.place
+    assert spec is not None, "its processes have started"
+    assert spec.origin is not None
     cores = min(place.threads, len(os.sched_getaffinity(0)))
-    mine = here(place.isa, cores, Path(spec.origin).parent)
-    for name, found, wanted in (
-        ("processor", mine.cpu, place.cpu),
-        ("cores", str(mine.threads), str(place.threads)),
+    mine = here(place.isa, cores, Path(spec.origin).parent, worker.processor)
+    checks = [
+        ("architecture, for which alone is built", platform.machine(), wanted.architecture),
         ("generator of kernels", mine.generator, place.generator),
-        *((package, _version(package), wanted) for package, wanted in versions.items()),
-    ):
-        if found != wanted:
-            return f"its {name}: {found}; wanted: {wanted}"
-    return ""
+    ]
+    if measures:
+        checks += [("processor", mine.cpu, place.cpu), ("cores", str(mine.threads), str(place.threads))]
+    packages = [(name, _version(name), release) for name, release in wanted.packages.items()]
+    checks += [each for each in packages if worker.builders or each[1] != NONE]
+    if worker.builders:
+        tools = worker.building.tools
+        checks += [(name, tools.get(name, NONE), release) for name, release in wanted.tools.items()]
+    return next((f"its {name}: {found}; wanted: {want}" for name, found, want in checks if found != want), "")
 
 
 def _version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
-        return "none"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Device:
-    """An actor that is ready, and the host it is on."""
-
-    actor: Any
-    host: str
+        return NONE
 
 
 class Fleet:
-    """All devices of one kind in a Ray cluster: a judge that several threads may ask at a time.
+    """All devices of one kind in a Ray cluster, and its cores: a judge that several threads may ask.
 
     A context manager: what it started on other machines ends with it.
     """
@@ -117,22 +152,17 @@ class Fleet:
         address: str,
         kind: str,
         device: tuple[str, Mapping[str, Any]],
-        place: Fingerprint,
-        versions: Mapping[str, str],
-        **limits: int,
+        wanted: Wanted,
+        **limits: Any,
     ) -> None:
         """kind: what workers declare, such as "cpu:some model"; device, limits: as those of judge.Worker."""
-        self.address, self.kind, self.lanes, self.builders = address, kind, 0, limits.get("builders", 1)
-        self._name = f"the fleet at {address} for {kind!r}"
-        self.lost: list[str] = []  # a sentence for each device that is out
-        self._bench, self._wanted = (*device, limits), (place, dict(versions))
-        self._actors: list[Any] = []
-        self._hires: list[threading.Thread] = []
-        self._idle: list[Device] = []
-        self._starting = self._busy = 0
-        self._last: dict[Kernel, Device] = {}  # where a kernel's incumbent is loaded
-        self._changed = threading.Condition()
-        self._closed, self._stack = False, ExitStack()
+        self.address, self.kind, self.lanes = address, kind, 0
+        self.builders: int = limits.get("builders", 1)
+        self._device, self._limits, self._wanted = device, limits, wanted
+        self._devices, self._cores = (Crew(f"the fleet at {address} for {name!r}") for name in (kind, CORES))
+        self._builds: OrderedDict[Kernel, dict[str, Future[Mapping[str, Any]]]] = OrderedDict()
+        self._pool: ThreadPoolExecutor | None = None  # a thread for each core that builds
+        self._turn, self._stack = threading.Lock(), ExitStack()
 
     def __enter__(self) -> Self:
         return self
@@ -141,10 +171,17 @@ class Fleet:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+        if self._pool:
+            self._pool.shutdown()
         self._stack.close()
 
+    @property
+    def lost(self) -> Sequence[str]:
+        """A sentence for each worker that is out."""
+        return [*self._devices.lost, *self._cores.lost]
+
     def start(self) -> None:
-        """Has the first device ready; the others join as they start. Raises NoFleet."""
+        """Has the first of each ready; the others join as they start. Raises NoFleet."""
         self._stack.enter_context(cluster.connected(self.address))
         there = cluster.declared()
         if not there[self.kind]:
@@ -153,44 +190,25 @@ class Fleet:
                 f"no worker of the fleet at {self.address} declares {self.kind!r}; they declare "
                 f"{names or 'nothing'}: name one of these with --on, or run `moec worker --join` there"
             )
-        self.lanes = self._starting = there[self.kind]
-        remote = ray().remote(num_cpus=0, resources={self.kind: 1})(Bench)
-        self._actors = [remote.remote(*self._bench) for _ in range(self.lanes)]
-        self._hires = [
-            threading.Thread(target=self._hire, args=(actor,), daemon=True) for actor in self._actors
-        ]
-        for hire in self._hires:
-            hire.start()
-        with self._changed:
-            self._await()
+        self.lanes = there[self.kind]
+        limits = self._limits
+        if cores := min(there[CORES], AHEAD * self.lanes):
+            self.builders, limits = -(-cores // self.lanes), {**limits, "builders": 0}
+            self._pool = ThreadPoolExecutor(cores)
+            self._hire(self._cores, CORES, cores, {**limits, "builders": 1}, measures=False)
+        self._hire(self._devices, self.kind, self.lanes, limits, measures=True)
+        if cores:
+            self._cores.wait()
+        self._devices.wait()
 
-    def _hire(self, actor: Any) -> None:
-        """Waits until the actor is placed and ready: as long as others use its device."""
-        host, why = "a worker", ""
-        try:
-            host, why = ray().get(actor.start.remote(*self._wanted))
-        except ray().exceptions.RayError as error:
-            why = _first_line(error)
-        with self._changed:
-            self._starting -= 1
-            if why and not self._closed:
-                self.lost.append(f"{host}: {why}")
-            elif not why:
-                self._idle.append(Device(actor, host))
-            self._changed.notify_all()
+    def _hire(self, crew: Crew, kind: str, count: int, limits: Mapping[str, Any], measures: bool) -> None:
+        remote = ray().remote(num_cpus=0, resources={kind: 1})(Bench)
+        crew.hire(partial(remote.remote, *self._device, limits), count, self._wanted, measures)
 
     def close(self) -> None:
         """Ends all at once; who waits for a trial sees KeyboardInterrupt, and so do later trials."""
-        with self._changed:
-            actors, self._actors, self._closed = self._actors, [], True
-            stops = [device.actor.stop.remote() for device in self._idle]
-            self._changed.notify_all()
-        if stops:
-            ray().wait(stops, num_returns=len(stops), timeout=STOP_SECONDS)
-        for actor in actors:
-            ray().kill(actor)
-        for hire in self._hires:
-            hire.join(STOP_SECONDS)
+        self._devices.close()
+        self._cores.close()
 
     def trial(
         self,
@@ -203,71 +221,47 @@ class Fleet:
 
         Raises NoFleet when no device is left, KeyboardInterrupt once it is closed.
         """
-        lost = 0
-        while True:
-            device = self._borrow(kernel)
-            try:
-                asked = device.actor.trial.remote(kernel, schedules, incumbent, points)
-                reply = ray().get(asked, timeout=TRIAL_SECONDS)
-            except ray().exceptions.RayError as error:
-                lost, why = lost + 1, _first_line(error)
-            else:
-                if "cannot" not in reply:
-                    self._give_back(device, kernel)
-                    return Measurement(**reply)
-                why = reply["cannot"]  # of the machine, not of the candidate
-            self._lose(device, why)
-            if lost > RETRIES:
-                return Measurement("crashed", f"{lost} workers were lost with it; {device.host}: {why}"[:300])
+        return self._trial(kernel, schedules, incumbent, points)
+
+    def afresh(self, kernel: Kernel, schedules: Schedules, incumbent: Schedules | None) -> Measurement:
+        """As a trial, in a process that its device's machine starts for it."""
+        return self._trial(kernel, schedules, incumbent, fresh=True)
+
+    def _trial(
+        self,
+        kernel: Kernel,
+        schedules: Schedules,
+        incumbent: Schedules | None,
+        points: Collection[str] | None = None,
+        fresh: bool = False,
+    ) -> Measurement:
+        rivals = [each for each in (schedules, incumbent) if each is not None]
+        built = []
+        for each, build in [(each, self._build(kernel, each)) for each in rivals if self._pool]:
+            reply = build.result()
+            if "built" not in reply:
+                return Measurement(**reply)
+            built.append((each, reply["built"]))
+        asked = kernel, schedules, incumbent, points, fresh, built
+        return Measurement(**self._devices.ask("trial", *asked, about=kernel))
 
     def prepare(self, kernel: Kernel, candidates: Sequence[Schedules]) -> None:
-        """Builds them side by side where the kernel was tried last, if that is free; raises as trial does."""
-        device = self._borrow(kernel)
-        try:
-            ray().get(device.actor.prepare.remote(kernel, candidates), timeout=TRIAL_SECONDS)
-        except ray().exceptions.RayError as error:
-            self._lose(device, _first_line(error))  # where they are tried, they are built too
-        else:
-            self._give_back(device, kernel)
+        """Has them built while others are tried; or, where no cores are offered, builds them side by side
+        where the kernel was tried last, if that is free. Raises as trial does.
+        """
+        if self._pool is None:
+            self._devices.ask("prepare", kernel, candidates, about=kernel)
+        for each in candidates if self._pool else ():
+            self._build(kernel, each)
 
-    def _borrow(self, kernel: Kernel) -> Device:
-        with self._changed:
-            self._await()
-            last = self._last.get(kernel)
-            device = last if last in self._idle else self._idle[0]
-            self._idle.remove(device)
-            self._busy += 1
-            return device
-
-    def _give_back(self, device: Device, kernel: Kernel) -> None:
-        with self._changed:
-            self._busy -= 1
-            self._idle.append(device)
-            self._last[kernel] = device
-            self._changed.notify_all()
-
-    def _lose(self, device: Device, why: str) -> None:
-        with self._changed:
-            self._busy -= 1
-            self._changed.notify_all()
-            if self._closed:
-                raise KeyboardInterrupt
-            self.lost.append(f"{device.host}: {why}")
-            self._actors.remove(device.actor)
-        ray().kill(device.actor)
-
-    def _await(self) -> None:
-        """Waits for an idle device."""
-        while not self._idle or self._closed:
-            if self._closed:
-                raise KeyboardInterrupt
-            if not (self._starting or self._busy):
-                raise NoFleet(f"no worker of {self._name} is left: {'; '.join(self.lost)}")
-            if not self._changed.wait(START_SECONDS) and not self._busy:
-                waited = f"{self._starting} are in use or do not start, as seen for {START_SECONDS} s"
-                raise NoFleet("; ".join((f"no worker of {self._name} is ready: {waited}", *self.lost)))
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
+    def _build(self, kernel: Kernel, schedules: Schedules) -> Future[Mapping[str, Any]]:
+        """The build of a candidate, begun if it was not; only those of the last kernels are kept."""
+        with self._turn:
+            builds = self._builds.setdefault(kernel, {})
+            self._builds.move_to_end(kernel)
+            if len(self._builds) > self.lanes:
+                self._builds.popitem(last=False)
+            if spelled(schedules) not in builds:
+                assert self._pool is not None
+                builds[spelled(schedules)] = self._pool.submit(self._cores.ask, "build", kernel, schedules)
+            return builds[spelled(schedules)]

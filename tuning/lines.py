@@ -8,7 +8,11 @@ processes only, so the threads of one take turns by TURN; and closing any descri
 so who holds one reads through it, and who opens the file to read does so within TURN.
 
 A rewrite puts a new file in the old one's place by rename. Who waited for the lock of the old one then holds
-a file without a name and would write into nothing; held() notices and takes the new one.
+a file without a name and would write into nothing; held() notices and takes the new one. Over NFS another
+client's old file may be gone altogether (ESTALE), which is the same.
+
+What is relied on is rename, and byte-range locks as NFSv4 has them (NFSv3 needs its lock daemon). That was
+tried between processes on local filesystems; an NFS server was not at hand.
 
 What is written survives a crash of its process at once. Power failures are guarded against where a lot would
 be lost: the callers sync when a kernel's search is done and after a merge, a rewrite always does.
@@ -40,8 +44,7 @@ def held(path: Path) -> Iterator[int]:
         while True:
             descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
-                _lock(path, descriptor)
-                if _has_name(path, descriptor):
+                if _taken(path, descriptor):
                     yield descriptor
                     return
             finally:
@@ -58,13 +61,17 @@ def _lock(path: Path, descriptor: int) -> None:
         raise OSError(error.errno, why, str(path)) from None
 
 
-def _has_name(path: Path, descriptor: int) -> bool:
-    """Whether the descriptor's file is still the one at path. Its own count of names is asked first: taking
-    the lock made an NFS client refresh that, while what it knows of the folder may be a minute old."""
-    mine = os.fstat(descriptor)
+def _taken(path: Path, descriptor: int) -> bool:
+    """Locks the descriptor's file; whether it is still the one at path. Its count of names is asked first:
+    taking the lock made an NFS client refresh that, while what it knows of the folder may be a minute old.
+    """
     try:
+        _lock(path, descriptor)
+        mine = os.fstat(descriptor)
         return mine.st_nlink > 0 and os.path.samestat(mine, os.stat(path))
-    except FileNotFoundError:
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ESTALE):
+            raise
         return False
 
 

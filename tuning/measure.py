@@ -62,10 +62,10 @@ class Prepares(Protocol):
 
 @runtime_checkable
 class Renews(Protocol):
-    """A judge that can have the next trial run in a process that has run nothing before."""
+    """A judge that can have a trial in a process that has run nothing before."""
 
-    def renew(self) -> None:
-        """Ends the process that measures; the next trial starts another."""
+    def afresh(self, kernel: Kernel, schedules: Schedules, incumbent: Schedules | None) -> Measurement:
+        """As a trial at all points, in a process that is started for it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ class Process:
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: Path | None = None
         self._pending = b""
-        self._ready = False
+        self.told: Mapping[str, Any] = {}  # what it said when it was ready
 
     @property
     def pid(self) -> int | None:
@@ -47,7 +47,7 @@ class Process:
         """Begins to start it, if there is none."""
         if self._process is not None:
             return
-        self._folder, self._ready = Path(tempfile.mkdtemp(prefix="moec-")), False
+        self._folder, self.told = Path(tempfile.mkdtemp(prefix="moec-")), {}
         with (self._folder / "stderr").open("wb") as stderr:
             self._process = subprocess.Popen(
                 self._command,
@@ -61,19 +61,18 @@ class Process:
     def start(self) -> None:
         """Has it ready: its imports take seconds. Raises CannotBuild if it cannot start."""
         self.launch()
-        if self._ready:
+        if self.told:
             return
         assert self._folder is not None
         with (self._folder / "stderr").open("rb") as words:
             try:
-                self.receive(self._start_s)
+                self.told = self.receive(self._start_s)
             except (Hung, Died) as failed:
                 last = words.read().decode(errors="replace").strip().splitlines()[-1:]
                 why = str(failed) or f"not ready after {self._start_s} s"
                 raise CannotBuild(
                     f"the measuring process did not start ({why}): {' '.join(last)}"
                 ) from failed
-        self._ready = True
 
     def send(self, request: Mapping[str, Any]) -> None:
         """Asks; the reply is still to be received. Raises CannotBuild if it cannot start."""

@@ -1,8 +1,9 @@
 """The process that builds, checks and times candidates, so that one that crashes or hangs harms nobody else.
 
-    python -m moec.tuning.worker MODULE:DEVICE OPTIONS MEMORY_BYTES
+    python -m moec.tuning.worker MODULE:DEVICE OPTIONS MEMORY_BYTES measure|build
 
-It speaks JSON lines: {"ready": true} first, then one reply a request (see judge.Worker, the other end).
+It speaks JSON lines: {"ready": true} and what it is first, then one reply a request (see judge.Worker and
+builders.Builders, the other end).
 Whatever kernels and compilers print goes to stderr. The benches of a request stay loaded until one comes
 that does not name them, so the incumbent of a search is checked once; after a crash the next request simply
 loads it again.
@@ -54,6 +55,15 @@ class Device(Protocol):
 
     def bench(self, kernel: Kernel, schedules: Schedules, built: Path) -> Bench:
         """Loads what was built into that folder."""
+
+
+def facts(device: Device, role: str) -> dict[str, Any]:
+    """What a device may say of itself: what it measures on, if that is not this machine's CPU, and what it
+    builds with, if that is no package of this Python. A process that builds finds no GPU or NPU, perhaps.
+    """
+    if role == "measure":
+        return {"processor": getattr(device, "processor", "")}
+    return {"tools": dict(getattr(device, "tools", {}))}
 
 
 class Desk:
@@ -127,14 +137,14 @@ def main(arguments: Sequence[str]) -> None:
     """Opens the device and answers until stdin ends."""
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # from here on, what anything prints is not a reply
-    name, options, memory_bytes = arguments
+    name, options, memory_bytes, role = arguments
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # nobody else may measure here while it does
     resource.setrlimit(resource.RLIMIT_AS, (int(memory_bytes), int(memory_bytes)))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (MOST_WRITTEN, MOST_WRITTEN))
     module, _, attribute = name.partition(":")
     desk = Desk(getattr(importlib.import_module(module), attribute)(**json.loads(options)))
-    print('{"ready": true}', file=replies, flush=True)
+    print(json.dumps({"ready": True, **facts(desk.device, role)}), file=replies, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
         signal.alarm(request["limit_s"] + 10)  # ends this process even if the one that waits for it is gone

@@ -116,3 +116,10 @@ def facts() -> dict[str, str | bool]:
         "folder": str(root),
     }
     return told if why else {**told, **found.get("packages", {}), "mlir": str(found.get("mlir", ""))}
+
+
+def versions() -> dict[str, str]:
+    """Of what is in it, by package; nothing where it is not installed."""
+    told = facts()
+    others = ("installed", "missing", "folder")
+    return {name: str(value) for name, value in told.items() if told["installed"] and name not in others}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,9 +30,11 @@ class Target:
     isa: isa.Isa
     name: str = "cpu"
     library: str = "libmoec_cpu.so"
-    processor: str = ""  # what is measured is measured on: here, whatever processor this machine has
+    processor: str = ""  # what is measured is measured on; nothing: whatever processor this machine has
+    unit: ClassVar[str] = "cpu"  # what workers of a fleet declare, with its name
     policies: ClassVar[Mapping[str, Policy | None]] = {"none": None, **POLICIES}
     caches: ClassVar[Sequence[str]] = ("f32", "bf16")  # the first is the default
+    pages: ClassVar[Sequence[int]] = (64,)  # rows of a page that caches may be in
     widest: ClassVar[str] = "f32"  # the format of weights that every kernel reads
     tools: ClassVar[Sequence[str]] = ("moec", "apache-tvm")  # packages that shape its code
     versions: ClassVar[Mapping[str, str]] = {}  # of what shapes its code and is no package of this Python
@@ -42,6 +44,10 @@ class Target:
     @property
     def capabilities(self) -> Capabilities:
         return Capabilities(str(self.isa), self.isa.lanes, self.isa.registers, self.isa.features)
+
+    def measured_on(self, name: str) -> Target:
+        """The same where processors of that name measure elsewhere; without one, those alike this one."""
+        return replace(self, processor=name)
 
     @property
     def folder(self) -> Path:
@@ -134,6 +140,11 @@ class Target:
 def target(level: str | None = None) -> Target:
     """The target for an instruction set by name, else for this machine's. Raises ValueError."""
     return Target(isa.host() if level is None else isa.named(level))
+
+
+def accelerator() -> str:
+    """What this machine declares as a worker of a fleet, beside its CPU: nothing."""
+    return ""
 
 
 def unfit(facts: Mapping[str, Any]) -> str:

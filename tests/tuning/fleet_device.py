@@ -1,4 +1,4 @@
-"""The fake device as a fleet has it: it notes which worker it is of, and ends it where it is told to."""
+"""The fake device as a fleet has it: it notes where it builds and measures, and ends that if told to."""
 
 from __future__ import annotations
 
@@ -14,16 +14,32 @@ from moec.targets.base import Kernel, Schedules
 
 @dataclass
 class FleetDevice(FakeDevice):
-    """folder holds a file for each time that a schedule with the fault "lose" ends its worker."""
+    """A CPU, or in place of a GPU what calls itself so. folder gets an empty file for each worker and process
+    that builds or measures; in it is a ticket for each time that a schedule with such a fault ends a worker.
+    """
 
     folder: str = ""
+    gpu: str = ""
+
+    @property
+    def processor(self) -> str:
+        return self.gpu
+
+    def build(self, kernel: Kernel, schedules: Schedules, folder: Path) -> None:
+        self.note("builder", "lose builder", schedules)
+        super().build(kernel, schedules, folder)
 
     def bench(self, kernel: Kernel, schedules: Schedules, built: Path) -> FakeBench:
+        (Path(self.folder) / f"process {os.getpid()}").touch()
+        self.note("worker", "lose", schedules)
+        return super().bench(kernel, schedules, built)
+
+    def note(self, name: str, fault: str, schedules: Schedules) -> None:
+        """Which worker this process is of; and its end, where it has a ticket for it."""
         worker = os.getppid()
-        (Path(self.folder) / f"worker {worker}").touch()
-        for ticket in Path(self.folder).glob("ticket *"):
-            if schedules[1].get("fault") == "lose":
+        (Path(self.folder) / f"{name} {worker}").touch()
+        if schedules[1].get("fault") == fault:
+            for ticket in Path(self.folder).glob("ticket *"):
                 ticket.unlink()
                 os.kill(worker, signal.SIGKILL)
                 signal.pause()  # this process ends with it
-        return super().bench(kernel, schedules, built)

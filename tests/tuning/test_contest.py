@@ -255,9 +255,10 @@ class Aged(Machine):
     fresh: Callable[[Schedule, str], float] = lambda schedule, point: 1.0
     renewed: int = 0
 
-    def renew(self) -> None:
+    def afresh(self, *arguments: Any) -> Measurement:
         self.renewed += 1
         self.cost = self.fresh
+        return self.trial(*arguments)
 
 
 def test_the_winner_is_settled_in_a_process_of_its_own(log: Log) -> None:
@@ -288,9 +289,9 @@ def test_it_keeps_only_the_buckets_that_it_wins_then(log: Log) -> None:
 
 def test_it_has_to_win_in_every_process(log: Log) -> None:
     class Lucky(Aged):
-        def renew(self) -> None:
-            super().renew()
-            self.cost = by({(2, 8): dict.fromkeys(BUCKETS, 1.05 if self.renewed == 3 else 0.8)})
+        def afresh(self, *arguments: Any) -> Measurement:
+            self.fresh = by({(2, 8): dict.fromkeys(BUCKETS, 1.05 if self.renewed == 2 else 0.8)})
+            return super().afresh(*arguments)
 
     entered(log, Lucky(by({(2, 8): {1: 0.5}})), one(1), one(2)).end()
     assert chosen(log).why == "default"

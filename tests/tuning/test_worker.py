@@ -67,9 +67,9 @@ def test_a_candidate_that_hangs_is_killed_in_time(worker: Worker) -> None:
 
 def test_a_candidate_that_does_not_build_leaves_the_incumbent_loaded(worker: Worker) -> None:
     worker.trial(KERNEL, {1: {"tile": 1}}, None)
-    measuring = worker._bench.pid
+    measuring = worker.bench.pid
     assert worker.trial(KERNEL, {1: {"tile": 2, "fault": "broken build"}}, None).status == "crashed"
-    assert worker._bench.pid == measuring
+    assert worker.bench.pid == measuring
 
 
 def test_several_are_built_at_a_time_and_each_failure_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,9 +99,9 @@ def test_a_worker_that_does_not_start_says_why() -> None:
 
 def test_a_started_worker_is_the_one_that_tries(worker: Worker) -> None:
     worker.start()
-    process = worker._bench.pid
+    process = worker.bench.pid
     assert worker.trial(KERNEL, {1: {"tile": 1}}, None).status == "ok"
-    assert worker._bench.pid == process
+    assert worker.bench.pid == process
 
 
 def test_ctrl_c_leaves_no_process(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +110,7 @@ def test_ctrl_c_leaves_no_process(worker: Worker, monkeypatch: pytest.MonkeyPatc
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    for schedule, process in (({"tile": 1}, worker._bench), ({"tile": 2}, worker._builders[0])):
+    for schedule, process in (({"tile": 1}, worker.bench), ({"tile": 2}, worker.building.processes[0])):
         pid = process.pid
         assert pid is not None
         with monkeypatch.context() as patch:
@@ -124,10 +124,10 @@ def test_ctrl_c_leaves_no_process(worker: Worker, monkeypatch: pytest.MonkeyPatc
 
 def test_closing_leaves_no_process_and_no_files(worker: Worker) -> None:
     worker.trial(KERNEL, {1: {"tile": 1}}, None)
-    processes = (worker._bench, *worker._builders)
+    processes = (worker.bench, *worker.building.processes)
     pids, folders = [each.pid for each in processes], [each._folder for each in processes]
     worker.close()
-    assert not any(folder is None or folder.exists() for folder in (*folders, worker._folder))
+    assert not any(folder is None or folder.exists() for folder in (*folders, worker.building._folder))
     for pid in pids:
         assert pid is not None
         with pytest.raises(ProcessLookupError):
