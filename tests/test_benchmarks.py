@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from moec.targets.flags import cpu_flags
+
 from .benchmarks import gguf_model, llama, moe, nbits, shapes
 from .benchmarks.absent import Absent, need, present
 from .benchmarks.ceilings import Ceilings, ceilings
@@ -142,9 +144,12 @@ def test_ceilings_are_measured(tmp_path: Path) -> None:
     assert found.read_bytes > 1e9
     assert found.float_operations > 1e9
     assert found.int8_operations > found.float_operations
+    assert (found.matrix_operations > found.int8_operations) == ("amx_int8" in cpu_flags())
     assert "1 threads: read" in str(found)
 
 
 def test_a_ceiling_is_a_peer_whose_ratio_is_our_share() -> None:
     setting = Setting(1, "0", Path(), Ceilings(1, 20e9, 100e9, 400e9))
     assert setting.floors(read=1e9, int8=4e9) == {"read bandwidth": 0.05, "int8 peak": 0.01}
+    matrices = Setting(1, "0", Path(), Ceilings(1, 20e9, 100e9, 400e9, 4000e9))
+    assert matrices.floors(int8=4e9) == {"int8 peak": 0.01, "int8 peak in matrices": 0.001}

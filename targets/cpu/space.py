@@ -105,7 +105,8 @@ def quantized(kernel: Kernel, isa: Isa) -> Space:
         return {**shape, "group": 256, "grain": 16384 if grouped else 4096}
 
     # The best of sweeps over k=2048, n=2816: the tile at 48 and 252 rows, weights from memory at 1 to 8.
-    matrix = [point(16, 12, 16)] if isa.dot == "tdpbsud" else []
+    # AMX fills a register with rows of x once for a panel, so wide ones pay.
+    matrix = [point(16, 12, 16, 4), point(16, 12, 16)] if isa.dot == "tdpbsud" else []
     streams = grouped and short and isa.dot in ("vpdpbusd", "tdpbsud")
     streamed = [point(12, 12, 16, 4)] if streams else []  # 20 % faster at one token, 3 % slower at 64
     good = (

@@ -27,17 +27,22 @@ TIMES = 25
 
 @dataclass(frozen=True)
 class Ceilings:
-    """The best of several tries with all threads together, per second."""
+    """The best of several tries with all threads together, per second.
+
+    int8_operations: in vectors; matrix_operations: int8 in matrices, 0 where there are none (AMX).
+    """
 
     threads: int
     read_bytes: float
     float_operations: float
     int8_operations: float
+    matrix_operations: float = 0.0
 
     def __str__(self) -> str:
         return (
             f"{self.threads} threads: read {self.read_bytes / 1e9:.1f} GB/s, "
             f"float32 {self.float_operations / 1e9:.0f} GFLOP/s, int8 {self.int8_operations / 1e9:.0f} GOP/s"
+            + (f", in matrices {self.matrix_operations / 1e9:.0f}" if self.matrix_operations else "")
         )
 
 
@@ -55,6 +60,7 @@ def ceilings(threads: int, build: Path) -> Ceilings:
             best(lambda thread: read(loops, places[thread])),
             best(lambda _: float(loops.multiply_floats(ROUNDS))),
             best(lambda _: float(loops.multiply_bytes(ROUNDS))),
+            best(lambda _: float(loops.multiply_matrices(ROUNDS >> 4))) if loops.has_matrices() else 0.0,
         )
 
 
@@ -100,6 +106,6 @@ def library(build: Path) -> Any:
     ]
     subprocess.run(command, check=True)
     loops = ctypes.CDLL(str(out.absolute()))
-    for name in ("multiply_floats", "multiply_bytes"):
+    for name in ("multiply_floats", "multiply_bytes", "multiply_matrices"):
         getattr(loops, name).argtypes, getattr(loops, name).restype = (ctypes.c_size_t,), ctypes.c_size_t
     return loops

@@ -9,6 +9,7 @@ from pathlib import Path
 from .ceilings import Ceilings
 
 READ, FLOATS, INT8 = "read bandwidth", "float32 peak", "int8 peak"
+MATRICES = "int8 peak in matrices"
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,14 @@ class Setting:
 
         As a peer among timings, its ratio to ours is the share of the ceiling that we reach.
         """
-        work = {READ: read, FLOATS: floats, INT8: int8}
-        rates = (self.ceilings.read_bytes, self.ceilings.float_operations, self.ceilings.int8_operations)
-        return {name: amount / rate for (name, amount), rate in zip(work.items(), rates) if amount}
+        limits = self.ceilings
+        work = {
+            READ: (read, limits.read_bytes),
+            FLOATS: (floats, limits.float_operations),
+            INT8: (int8, limits.int8_operations),
+            MATRICES: (int8, limits.matrix_operations),
+        }
+        return {name: amount / rate for name, (amount, rate) in work.items() if amount and rate}
 
 
 def told(step: str, done: int, total: int) -> None:

@@ -18,7 +18,7 @@ from moec.targets.cases import operands
 from moec.targets.cpu import isa
 from moec.targets.cpu.device import Bench, Device
 from moec.targets.cpu.emit import compiled
-from moec.targets.cpu.kernels import quantized
+from moec.targets.cpu.kernels import amx, quantized
 from moec.targets.cpu.sample import affordable, pack
 from moec.targets.cpu.space import space
 from moec.targets.sample import deviation
@@ -31,6 +31,7 @@ MOST = {"int4": (-8, 7), "int8": (-127, 127)}
 # Codes and their sums are exact and the scaling is float32: far less is left than the tolerance of a trial.
 CLOSE = 2e-6
 FEW = 3  # rows of a tile: enough to have several heights, and quick to compile
+pytestmark = pytest.mark.usefixtures("low_tiles")
 
 
 def kernel_of(kind: str, weights: str, k: int, n: int, base: int = 1) -> Kernel:
@@ -61,6 +62,12 @@ def weights_of(bench: Bench, codes: np.ndarray, scales: np.ndarray) -> Iterator[
         yield weights
     finally:
         bench.__dict__["packed"] = saved
+
+
+@pytest.fixture
+def low_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AMX from two rows on, or tiles of a test would be too low for it."""
+    monkeypatch.setattr(amx, "LEAST_ROWS", {4: 2, 8: 2})
 
 
 @pytest.fixture(params=[level for level in isa.ISAS if isa.supports(level)], ids=str)
@@ -280,7 +287,10 @@ def test_experts_are_left_out_by_the_bytes_they_really_take() -> None:
 @pytest.mark.parametrize("weights", FORMATS)
 @pytest.mark.parametrize("level", [*isa.ISAS, isa.NEON], ids=str)
 def test_products_are_summed_by_the_instruction_of_the_level(level: isa.Isa, weights: str) -> None:
-    """One for each row, vector and word of a group, in a matrix register for all; and nothing is called."""
+    """One for each row, vector and word of a group, in a matrix register for all; and nothing is called.
+
+    With matrices the first of the two groups is multiplied apart, before the loop over the others.
+    """
     kernel = kernel_of("linear", weights, 64, 64)
     schedule = space(kernel, level).default
     *_, tallest, _ = quantized.tiles(kernel, schedule, level, "f")
@@ -288,7 +298,7 @@ def test_products_are_summed_by_the_instruction_of_the_level(level: isa.Isa, wei
     code = code[: code.index(".size")]
     register = {"sdot": "4s", "tdpbsud": "tmm"}.get(level.dot, {8: "ymm", 16: "zmm"}.get(level.lanes))
     words = re.findall(rf"^\s+(vpdpbusd|vpmaddubsw|tdp\w+|sdot)\s.*{register}", code, re.MULTILINE)
-    each = 1 if level.dot == "tdpbsud" else 8 * int(schedule["mr"])
+    each = 2 if level.dot == "tdpbsud" else 8 * int(schedule["mr"])
     assert words == [level.dot] * (each * int(schedule["nr"]) // level.lanes)
     assert not re.search(r"^\s+(call\w*|bl)\s", code, re.MULTILINE)
 

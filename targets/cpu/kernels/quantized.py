@@ -6,7 +6,6 @@ x is rounded to records of codes once, by a function of its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
@@ -18,23 +17,12 @@ from ...base import Kernel, Schedule
 from ...regions import BITS
 from ..isa import Isa
 from . import amx
-from .codes import RECORD, SCALE, START, Group, Products, Shape, registers
+from .codes import RECORD, SCALE, START, Group, Shape, buffer, operands, pointers, registers
 from .dot import Dot, call, dot
-from .matmul import FAR, FINISH, divisor, finished, loops, prefetch
+from .matmul import FINISH, divisor, finished, loops
 
 
-def pointers(**kinds: str) -> dict[str, Any]:
-    """Parameters of a function that point to elements of these types."""
-    return {name: T.arg(name.lower(), T.handle(kind)) for name, kind in kinds.items()}
-
-
-def buffer(name: str, kind: str, sizes: Sequence[Any], pointer: Any) -> Any:
-    """Memory at a pointer, aligned as its elements are."""
-    align = max(int(kind[-2:]) // 8, 1)
-    return IRBuilder.name(name, T.decl_buffer(sizes, kind, data=pointer, align=align))
-
-
-def tile(symbol: str, shape: Shape, products: Products, ahead: int, finish: str) -> Any:
+def tile(symbol: str, shape: Shape, by: Dot, ahead: int, finish: str) -> Any:
     """A function (x, xat, w, scales, y, yat, extra, panels).
 
         y[yat[i] + p * width + j] = finish(sum over k of x[row i, k] * w[p, k, j])
@@ -45,77 +33,45 @@ def tile(symbol: str, shape: Shape, products: Products, ahead: int, finish: str)
     rows, nr, lanes = shape.rows, shape.nr, shape.lanes
     width = nr // 2 if finish == "swiglu" else nr
     with IRBuilder() as builder, T.prim_func(s_tir=True):
-        T.func_name(symbol)
-        T.func_attr({"global_symbol": symbol, "tirx.noalias": True})
-        kinds = {"X": "int32", "XAT": "int64", "W": "int32", "S": "float16", "Y": "float32", "YAT": "int64"}
-        at = pointers(**kinds, E="float32")
-        panels = T.arg("panels", T.int32())
-        X, XAT = buffer("X", "int32", [T.int64(FAR)], at["X"]), buffer("XAT", "int64", [rows], at["XAT"])
-        W = buffer("W", "int32", [panels, shape.groups * shape.bits, nr], at["W"])
-        S = buffer("S", "float16", [panels, shape.groups, nr], at["S"])
-        Y, YAT = buffer("Y", "float32", [T.int64(FAR)], at["Y"]), buffer("YAT", "int64", [rows], at["YAT"])
-        E = buffer("E", "float32", [T.int64(FAR)], at["E"])
-        products.begin(shape)
-        with loops(p=T.serial(panels)) as (p,):
+        of = operands(symbol, shape)
+        with loops(p=T.serial(of.panels)) as (p,):
             C = registers("C", "float32", rows, nr)
             for first in range(0, nr // lanes, shape.together):
                 vectors = range(first, first + shape.together)
                 for i, v in ((i, v) for i in range(rows) for v in vectors):
                     T.buffer_store(C, T.broadcast(T.float32(0), lanes), [i, T.ramp(v * lanes, 1, lanes)])
                 with loops(g=T.serial(shape.groups)) as (g,):
-                    ask(W, S, p, g, ahead, shape, vectors)
-                    products.group(Group(shape, X, XAT, W, S, C, p, g), vectors)
+                    of.ask(p, g, ahead, shape, first * lanes)
+                    add(Group(shape, of, p, g), by, C, vectors)
             with loops(i=T.unroll(rows), v=T.unroll(width // lanes), j=T.vectorized(lanes)) as (i, v, j):
-                to = YAT[i] + T.cast(p * width + v * lanes + j, "int64")
-                result = finished(finish, lambda i, j: C[i, j], width, Y, E, to, i, v * lanes + j)
-                T.buffer_store(Y, result, [to])
-        products.end()
+                to = of.YAT[i] + T.cast(p * width + v * lanes + j, "int64")
+                result = finished(finish, lambda i, j: C[i, j], width, of.Y, of.E, to, i, v * lanes + j)
+                T.buffer_store(of.Y, result, [to])
     return builder.get()
 
 
-def ask(W: Any, S: Any, p: Any, g: Any, ahead: int, shape: Shape, vectors: range) -> None:
-    """Prefetch the beginning of a later group into the second cache.
+def add(group: Group, by: Dot, C: Any, vectors: range) -> None:
+    """A group's products to some vectors of the sums C; one step's codes meet all rows before the next's."""
+    shape, (kind, size) = group.shape, by.sums
+    lanes, rows = shape.lanes, range(shape.rows)
+    A = registers("A", kind, shape.rows, shape.together * size)
 
-    The rest follows by itself: the hardware streams on from there, but begins no page (4096 bytes) that
-    nobody asked for. Asking for every line was up to 25 % slower: that takes instructions, and places in the
-    first cache's queue of misses.
-    """
-    if ahead:
-        column = vectors.start * shape.lanes
-        T.evaluate(prefetch(W[p, (g + ahead) * shape.bits, column], 2))
-        T.evaluate(prefetch(S[p, g + ahead, column], 2))
+    def sums(i: int, v: int) -> list[Any]:
+        return [i, T.ramp((v - vectors.start) * size, 1, size)]
 
-
-@dataclass(frozen=True, slots=True)
-class Vectors:
-    """Products in vector registers, by the dot product of the instruction set."""
-
-    by: Dot
-
-    def begin(self, shape: Shape) -> None:
-        """Nothing."""
-
-    def group(self, group: Group, vectors: range) -> None:
-        """The codes of one step meet all rows before those of the next are read."""
-        by, rows = self.by, range(group.shape.rows)
-        kind, size = by.sums
-        A = registers("A", kind, group.shape.rows, group.shape.together * size)
-
-        def sums(i: int, v: int) -> list[Any]:
-            return [i, T.ramp((v - vectors.start) * size, 1, size)]
-
-        for i, v in ((i, v) for v in vectors for i in rows):
-            T.buffer_store(A, by.start(group.x(i, START)), sums(i, v))
-        for step, v in ((step, v) for step in range(group.shape.bits) for v in vectors):
-            for word, codes in group.weights(step, v):
-                weight = tuple(map(T.bind, by.weight(codes)))
-                for i in rows:
-                    T.buffer_store(A, by.add(A[*sums(i, v)], weight, group.x(i, word)), sums(i, v))
-        for v in vectors:
-            group.add(v, [by.total(A[*sums(i, v)], group.x(i, START)) for i in rows])
-
-    def end(self) -> None:
-        """Nothing."""
+    for i, v in ((i, v) for v in vectors for i in rows):
+        T.buffer_store(A, by.start(group.x(i, START)), sums(i, v))
+    for step, v in ((step, v) for step in range(shape.bits) for v in vectors):
+        for word, codes in group.weights(step, v):
+            weight = tuple(map(T.bind, by.weight(codes)))
+            for i in rows:
+                T.buffer_store(A, by.add(A[*sums(i, v)], weight, group.x(i, word)), sums(i, v))
+    for v in vectors:
+        columns, scale = T.ramp(v * lanes, 1, lanes), group.scales(v)
+        for i in rows:
+            total = T.cast(by.total(A[*sums(i, v)], group.x(i, START)), f"float32x{lanes}")
+            mine = T.broadcast(T.reinterpret("float32", group.x(i, SCALE)), lanes)
+            T.buffer_store(C, C[i, columns] + total * (scale * mine), [i, columns])
 
 
 def rounding(symbol: str, zero: int) -> Any:
@@ -177,10 +133,10 @@ def tiles(kernel: Kernel, schedule: Schedule, isa: Isa, prefix: str) -> Sequence
     by = dot(isa, bits)
 
     def height(rows: int) -> Any:
-        wide = isa.dot == amx.INSTRUCTION and rows >= amx.LEAST_ROWS
-        together = divisor(nr // isa.lanes, amx.TOGETHER if wide else max(1, sums // rows))
-        shape = Shape(rows, kernel["k"], nr, isa.lanes, together, bits)
-        return tile(f"{prefix}_{rows}", shape, amx.Amx() if wide else Vectors(by), ahead, finish)
+        shape = Shape(rows, kernel["k"], nr, isa.lanes, divisor(nr // isa.lanes, max(1, sums // rows)), bits)
+        if isa.dot == amx.INSTRUCTION and rows >= amx.LEAST_ROWS[bits]:
+            return amx.tile(f"{prefix}_{rows}", shape, ahead, finish)
+        return tile(f"{prefix}_{rows}", shape, by, ahead, finish)
 
     heights = [height(rows) for rows in range(1, mr + 1)]
     return [*heights, rounding(f"{prefix}_rounding", by.zero)]

@@ -32,6 +32,11 @@ struct Dense {
     return true;
   }
 
+  bool gather(Call&, const int64_t* order, int64_t share, int64_t rows, int64_t* xat) const {
+    for (int64_t r = 0; r < rows; ++r) xat[r] = order[r] / share * step();
+    return true;
+  }
+
   void tile(int64_t rows, const int64_t* xat, int64_t panel, float* y, const int64_t* yat, const float* extra,
             int64_t panels) const {
     reinterpret_cast<Tile>(row.functions[rows - 1])(x, xat, w + panel * panel_bytes(), y, yat, extra, int32_t(panels));

@@ -11,6 +11,8 @@
 //   Store(const Row&)
 //   bool weights(Call&, int at, int64_t panels)   takes those from input `at` on; false after fail
 //   bool rows(Call&, const Tensor& x)    takes the rows of x; false after fail
+//   bool gather(Call&, const int64_t* order, int64_t share, int64_t rows, int64_t* xat)
+//     says where row order[r] / share is for each r; false after fail
 //   int64_t step() const                 from one row of x to the next, in the units of xat
 //   int64_t panel_bytes() const
 //   void tile(int64_t rows, const int64_t* xat, int64_t panel, float* y, const int64_t* yat, const float* extra,
@@ -209,9 +211,9 @@ void grouped_swiglu(Call& call) {
   if (!check_last(call, 0, m.k)) return;
   m.y = call.out<float>(0, {rows, m.columns});
   if (!m.y || !route(call, m, call.in(0).rows() * share) || !m.store.rows(call, call.in(0))) return;
+  if (!m.store.gather(call, call.in(1).as<int64_t>(), share, rows, m.xat)) return;
   m.extra = m.y;
-  const int64_t* order = call.in(1).as<int64_t>();
-  for (int64_t r = 0; r < rows; ++r) m.xat[r] = order[r] / share * m.store.step(), m.yat[r] = r * m.columns;
+  for (int64_t r = 0; r < rows; ++r) m.yat[r] = r * m.columns;
   m.run(call);
 }
 

@@ -1,7 +1,8 @@
 // Linear layers and experts whose weights are codes of 8 or 4 bits with a float16 scale for every group of 32.
 //
 // A panel's codes are nr words of four bytes for each step along k, its scales nr numbers for each group; x is
-// rounded to records of the same groups first, each row once, however many experts read it. The generated functions
+// rounded to records of the same groups first, each row once, however many experts read it; those of one expert then
+// lie one behind the other, since a tile register is filled with rows at equal distances. The generated functions
 // (kernels/quantized.py) know what is in a word and in a record.
 #include "matmul.h"
 
@@ -10,6 +11,7 @@ namespace {
 
 constexpr int64_t kGroup = 32, kRecord = 10;  // numbers of a group, int32 of a record
 constexpr int64_t kRoundTask = 512;           // groups; fewer are not worth another thread
+constexpr int64_t kCopyTask = 8 * kRoundTask;
 
 using Tile = void (*)(const int32_t* x, const int64_t* xat, const void* w, const uint16_t* scales, float* y,
                       const int64_t* yat, const float* extra, int32_t panels);
@@ -46,6 +48,19 @@ struct Codes {
       const int64_t first = groups * int64_t(task) / tasks, last = groups * (int64_t(task) + 1) / tasks;
       round(x.as<float>() + first * kGroup, to + first * kRecord, int32_t(last - first));
     });
+    records = to;
+    return true;
+  }
+
+  bool gather(Call& call, const int64_t* order, int64_t share, int64_t rows, int64_t* xat) {
+    const int64_t tasks = (rows * step() / kRecord + kCopyTask - 1) / kCopyTask;
+    auto to = call.scratch<int32_t>(rows * step());
+    if (!to) return false;
+    call.parallel(tasks, [&](size_t task) {
+      for (int64_t r = rows * int64_t(task) / tasks; r < rows * (int64_t(task) + 1) / tasks; ++r)
+        memcpy(to + r * step(), records + order[r] / share * step(), step() * sizeof *to);
+    });
+    for (int64_t r = 0; r < rows; ++r) xat[r] = r * step();
     records = to;
     return true;
   }
