@@ -246,7 +246,7 @@ def old_by_sources() -> Callable[[Record], bool]:
         folder = Path(str(room.__file__)).parent
         found = by_kind(here("", 1, folder), folder, room.Target.families)
         current |= {found.whole.generator, *found.generators.values()}
-    return lambda record: record.fingerprint.generator not in current
+    return lambda record: record.fingerprint.sources not in current
 
 
 def old_by_age(days: float) -> Callable[[Record], bool]:

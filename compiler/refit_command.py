@@ -109,8 +109,8 @@ def taken(target: Any, records: Sequence[Record]) -> list[Took]:
     place, which = of_target(target, 1, name), dict[Any, Took]()
     for record in records:
         here = place.of(record.kernel)
-        ours = (record.fingerprint.isa, record.fingerprint.cpu, record.fingerprint.generator)
-        if record.status != "ok" or record.profile != PROFILE or ours != (name, name, here.generator):
+        ours = (record.fingerprint.isa, record.fingerprint.cpu, record.fingerprint.sources)
+        if record.status != "ok" or record.profile != PROFILE or ours != (name, name, here.sources):
             continue
         for point, seconds in record.samples.items():
             schedule = record.schedules[serving(record.schedules, tokens_of(point))]

@@ -189,6 +189,15 @@ class Guessing(Protocol):
         """
 
 
+@runtime_checkable
+class Finished(Protocol):
+    """A target whose code is finished by a compiler of the machine that measures, which moec does not pin."""
+
+    @property
+    def finished_by(self) -> str:
+        """That compiler's version: with another one, times are others. Nothing where none is used."""
+
+
 @dataclass(frozen=True, slots=True)
 class Took:
     """A call of a kernel by one schedule, as tuning names it ("m=64 zipf"), and seconds that it took."""

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="loads libascend
 
 IDS = models.tokens(2, 6)
 MASK = torch.tensor([[0] * 2 + [1] * 4, [1] * 6])
+LONG = models.tokens(1, 40)  # of which keys and values are made, rather than latents attended over
 Run = Callable[..., tuple[Mapping[str, Any], list[str]]]
 
 
@@ -62,6 +63,7 @@ artifact = load(sys.argv[1])
 found = {
     "simulated": artifact.simulated,
     "logits": artifact.logits(given["ids"], given["mask"]),
+    "long": artifact.logits(given["long"]),
     "texts": artifact.generate(given["ids"], 8, given["mask"]),
     "again": artifact.generate(given["ids"], 8, given["mask"]),
     "other": artifact.generate(given["ids"][:1, :1], 3),
@@ -81,7 +83,7 @@ def run(made: Made, stand_in: Path, tmp_path: Path) -> Run:
 
     def run(over_acl: bool, **settings: str) -> tuple[Mapping[str, Any], list[str]]:
         log, given, out = (tmp_path / name for name in ("log", "given.npz", "found.npz"))
-        np.savez(given, ids=IDS.numpy(), mask=MASK.numpy())
+        np.savez(given, ids=IDS.numpy(), mask=MASK.numpy(), long=LONG.numpy())
         path = {"LD_LIBRARY_PATH": str(stand_in.parent)} if over_acl else {}
         environment = (
             os.environ | {"STAND_IN_LOG": str(log), "STAND_IN_MEMORY": "4000000000"} | path | settings
@@ -103,11 +105,12 @@ def test_the_stand_ins_sessions_are_the_simulated_ones_and_transformers(made: Ma
     # The same objects have run, called by their own way each.
     assert all(np.array_equal(found[name], simulated[name]) for name in found)
     assert np.array_equal(found["texts"], found["again"])
-    with torch.no_grad():
-        wanted = made.model.to(torch.bfloat16).float()(IDS, attention_mask=MASK).logits.numpy()
-    real = MASK.numpy().astype(bool)
-    off = found["logits"][real] - wanted[real]
-    assert np.sqrt(np.mean(off**2) / np.mean(wanted[real] ** 2)) < 0.05
+    for name, ids, mask in (("logits", IDS, MASK), ("long", LONG, torch.ones_like(LONG))):
+        with torch.no_grad():
+            wanted = made.model.to(torch.bfloat16).float()(ids, attention_mask=mask).logits.numpy()
+        real = mask.numpy().astype(bool)
+        off = found[name][real] - wanted[real]
+        assert np.sqrt(np.mean(off**2) / np.mean(wanted[real] ** 2)) < 0.05, name
     assert lines
     assert not [line for line in lines if line.startswith("wrong")]
     assert lines[-1] == "left: 0 allocations, 0 of the host, 0 streams, 0 events, 0 binaries"
@@ -118,6 +121,7 @@ def test_functions_are_loaded_once_and_weights_stay_on_the_device(made: Made, ru
     loaded = [line.split()[1] for line in lines if line.startswith("load")]
     launches = [i for i, line in enumerate(lines) if line.startswith("launch") and "copying" not in line]
     assert len(loaded) == len(set(loaded))
+    assert {"absorb", "prepare", "expand"} <= {name.partition("_")[0] for name in loaded}, "short and long"
     assert {lines[i].split()[1] for i in launches} == set(loaded) <= set(made.functions)
     # Ids, masks and logits are smaller than this.
     copied = [i for i, line in enumerate(lines) if "copying" in line and int(line.split()[2]) > 16_000]

@@ -17,7 +17,7 @@ from ..base import CannotBuild, Kernel, Schedules, serving
 from ..cases import Draw
 from ..cases_bf16 import CACHED, CASES
 from ..routing import even
-from . import measured, timeline, trial, vendor
+from . import measured, npu, timeline, trial, vendor
 from .hivm.calls import Asked
 from .hivm.constants import Constants
 from .host import object_code
@@ -25,12 +25,12 @@ from .lowering import lowering
 from .refitted import known
 from .soc import Soc, named
 from .space import steps
-from .toolchain import NotInstalled
+from .toolchain import NotInstalled, versions
 from .trial import Checked
 
 ROWS = (1, 2, 16, 64, 256, 1024)  # one count in each bucket of tokens
 # Of kernels with a cache: one new token for each of so many sequences, and the first tokens of one sequence.
-DECODE, PREFILL = (1, 2, 16, 64, 128), (512,)
+DECODE, PREFILL = (1, 2, 16, 64, 128), (128, 1024)
 SEEN = 4096  # tokens in the cache when one more is decoded
 MOST_BYTES = 256 << 20  # of one weight that is checked: with fewer experts than a model has
 MOST_WORK = 2e9  # multiply-adds of one call that is checked: seconds on a CPU
@@ -51,6 +51,16 @@ class Device:
     trace: str = ""
     simulated: bool = True
     constants: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def processor(self) -> str:
+        """The NPU's name; nothing where it is simulated. Raises ValueError where there is none."""
+        return "" if self.simulated else npu.soc_here()
+
+    @property
+    def tools(self) -> Mapping[str, str]:
+        """What is built with, that is no package of this Python."""
+        return versions()
 
     def build(self, kernel: Kernel, schedules: Schedules, folder: Path) -> None:
         """Has every step compiled for both machines; the cache keeps what is made, where bench finds it. What

@@ -22,7 +22,7 @@ WRITTEN: Mapping[str, Sequence[str]] = {
     "route": ("programs/gate.py", "kernels/gate.py", "kernels/order.py"),
     "permute": ("programs/gate.py", "kernels/order.py"),
     "mla_decode": ATTENTION,
-    "latent_attention": (*ATTENTION, "kernels/latent_project.py"),
+    "latent_attention": (*ATTENTION, "kernels/latent_project.py", "kernels/latent_prefill.py"),
     "latent_write": ("programs/latent.py", "kernels/latent_project.py"),
 }
 FAMILIES: Mapping[str, Sequence[str]] = {kind: (*files, SIMULATES) for kind, files in WRITTEN.items()}

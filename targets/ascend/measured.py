@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -46,9 +45,9 @@ def affordable(kernel: Kernel) -> Kernel:
 
 
 def finished(kernel: Kernel, schedules: Schedules, soc: Soc, folder: Path) -> None:
-    """The library there, and in ascend/ beside it an object for each function.
+    """The library there, and in ascend/ beside it an object for each function, made as in an artifact.
 
-    Raises CannotBuild without hivmc, ValueError where that or another compiler refuses a function.
+    Raises CannotBuild without hivmc, ValueError where CANN's compilers or the linker's refuse a function.
     """
     try:
         emitted = emit(affordable(kernel), schedules, soc)
@@ -56,31 +55,36 @@ def finished(kernel: Kernel, schedules: Schedules, soc: Soc, folder: Path) -> No
         raise
     except CannotBuild as error:  # of this kernel alone; others can be built
         raise ValueError(str(error)) from error
-    objects = folder / finish.FOLDER
-    objects.mkdir()
-    for image in from_bytes(emitted.object_code).images:
-        (objects / f"{image.entry}.o").write_bytes(object_of(image))
+    if npu.hivmc() is None:
+        raise CannotBuild("hivmc is neither on PATH nor in CANN; source CANN's set_env.sh first")
+    made(from_bytes(emitted.object_code).images, soc, folder / finish.FOLDER)
     build.link([emitted], folder / LIBRARY, soc)
 
 
-def object_of(image: Image) -> bytes:
-    """What hivmc makes of a function."""
-    program = npu.hivmc()
-    if program is None:
-        raise CannotBuild("hivmc is neither on PATH nor in CANN; source CANN's set_env.sh first")
-    with tempfile.TemporaryDirectory(prefix="moec-") as name:
-        folder, text = Path(name), f"{image.entry}.hivm.mlir"
-        (folder / text).write_bytes(image.hivm)
-        command = finish.hivmc(program, text)
-        try:
-            done = subprocess.run(command, cwd=folder, capture_output=True, timeout=LIMIT_S)
-        except subprocess.TimeoutExpired:
-            raise ValueError(f"hivmc did not end within {LIMIT_S} s for {image.function}") from None
-        for made in (folder / "kernel.o", folder / "kernel"):
-            if not done.returncode and made.exists() and made.stat().st_size:
-                return made.read_bytes()
-    words = (done.stderr or done.stdout).decode(errors="replace")[:1000]
-    raise ValueError(f"hivmc made no object of {image.function}, status {done.returncode}: {words}")
+def made(images: Sequence[Image], soc: Soc, folder: Path) -> None:
+    """Objects by finish.sh, which has another way where hivmc refuses what was planned elsewhere."""
+    folder.mkdir()
+    for image in images:
+        (folder / f"{image.entry}.hivm.mlir").write_bytes(image.hivm)
+        (folder / f"{image.entry}.linalg.mlir").write_bytes(image.linalg)
+    (folder / "finish.sh").write_text(finish.script(images, soc, LIBRARY))
+    command, limit_s = ["sh", "finish.sh", "--any-npu"], LIMIT_S * len(images)
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"CANN's compilers did not end within {limit_s} s") from None
+    if done.returncode:
+        left = {image.function for image in images if not (folder / f"{image.entry}.o").exists()}
+        said = why(folder, done.stdout.splitlines()) or done.stderr
+        raise ValueError(f"finish.sh made no object of {', '.join(sorted(left))}: {said}")
+
+
+def why(folder: Path, said: Sequence[str]) -> str:
+    """The words of compilers, which are in finish.sh's log only, or else its own for a refusal."""
+    log = folder / "finish.log"
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    words = [line for line in lines if line not in said and not line.startswith("+ ")]
+    return " ".join(words or (line for line in said if line.startswith("finish.sh: ")))[:1000]
 
 
 class Bench:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import subprocess
+from contextlib import suppress
 from functools import cache
+from hashlib import sha256
+from pathlib import Path
 
 LIBRARY = "libascendcl.so"
 INITIALISED = 100002  # somebody else has called aclInit in this process
 TOOLS = ("bin", "compiler/bin", "tools/bishengir/bin", "tools/hivmc/bin")  # of CANN: where programs are
+LIMIT_S = 60  # for a program to say its version
 
 
 @cache
@@ -40,6 +45,24 @@ def hivmc() -> str | None:
     cann = os.environ.get("ASCEND_HOME_PATH") or os.environ.get("ASCEND_TOOLKIT_HOME")
     folders = [os.environ.get("PATH", os.defpath), *(f"{cann}/{each}" for each in TOOLS if cann)]
     return shutil.which("hivmc", path=os.pathsep.join(folders))
+
+
+def hivmc_version() -> str:
+    """What hivmc says when it is asked for its version, as the vendor's other compiler asks; where it says
+    nothing, what it is: a hash. Nothing without one.
+    """
+    program = hivmc()
+    return _version(program, os.stat(program).st_mtime_ns) if program else ""
+
+
+@cache
+def _version(program: str, changed_ns: int) -> str:
+    with suppress(OSError, subprocess.TimeoutExpired):
+        done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=LIMIT_S)
+        words = " ".join(done.stdout.split())
+        if words and not done.returncode:
+            return words[:200]
+    return f"sha256 {sha256(Path(program).read_bytes()).hexdigest()[:16]}"
 
 
 def why_simulated(soc: str) -> str:

@@ -5,7 +5,7 @@ This describes Triton functions and never loads Triton, which lives in an enviro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..base import Kernel, Schedule
@@ -92,7 +92,7 @@ def tiles(of: Size | int, by: int) -> Size:
     return (sized(of) + (by - 1)) // by
 
 
-M, BATCH, TOKENS, SEEN, ROOM = map(Size, SIZES)
+M, BATCH, TOKENS, SEEN, ROOM = map(Size, SIZES[:5])  # no kernel here has pages
 ONE = Size("1")
 
 
@@ -139,6 +139,15 @@ class Step:
     scratch: Mapping[str, Size] = field(default_factory=dict)
     when: Size | None = None
     compiler: Mapping[str, int] = field(default_factory=dict)
+
+
+def scratch_bytes(steps: Iterable[Step], sizes: Mapping[str, int]) -> dict[str, int]:
+    """Of each port of scratch, the most that a step needs which is not left out."""
+    found: dict[str, int] = {}
+    for step in steps:
+        if step.when is None or step.when.at(sizes):
+            found |= {port: max(found.get(port, 0), size.at(sizes)) for port, size in step.scratch.items()}
+    return found
 
 
 Builder = Callable[[Kernel, Schedule, Soc], Sequence[Step]]

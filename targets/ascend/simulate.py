@@ -21,7 +21,7 @@ from .. import native
 from .cache import kept
 from .host import CPU, PASSES, object_code
 from .lowering import Linalg, lowering
-from .program import Number, Pointer, Step
+from .program import Number, Pointer, Step, scratch_bytes
 from .soc import Soc
 
 ON_CHIP = Path(__file__).parent / "runtime" / "on_chip.cc"
@@ -63,7 +63,7 @@ def run(
     ports = {f"x{i}": Guarded(each, before) for i, each in enumerate(operands)}
     for i, each in enumerate(results):
         ports[f"y{i}"] = ports[f"x{in_place[i]}"] if i in in_place else Guarded(each, before)
-    needed = {port: size.at(sizes) for step in steps for port, size in step.scratch.items()}
+    needed = scratch_bytes(steps, sizes)
     ports |= {port: Guarded(np.full(bytes_, 0xFF, np.uint8), before) for port, bytes_ in needed.items()}
     for step in steps:
         if step.when is None or step.when.at(sizes):

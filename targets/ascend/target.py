@@ -6,7 +6,7 @@ Without an NPU, an artifact's kernels are simulated on the CPU, block by block: 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -38,16 +38,25 @@ class Target:
     soc: soc.Soc
     name: str = "ascend"
     library: str = "libmoec_ascend.so"
+    elsewhere: str = field(default="", repr=False)  # the NPU that measures, where that is a fleet's
+    unit: ClassVar[str] = "npu"  # what workers of a fleet declare, with its name
     policies: ClassVar[Mapping[str, Policy | None]] = {"none": ALL_BF16, "bf16": ALL_BF16, "int8": INT8_ROWS}
     caches: ClassVar[Sequence[str]] = ("bf16",)
+    pages: ClassVar[Sequence[int]] = ()  # no kernel reads caches in pages
     widest: ClassVar[str] = "bf16"  # the format of weights that every kernel reads
     tools: ClassVar[Sequence[str]] = ("moec",)  # packages that shape its code
     families: ClassVar[Mapping[str, Sequence[str]]] = FAMILIES
 
     @property
     def simulated(self) -> str:
-        """Why times are simulated on this machine; nothing where its NPU takes them."""
-        return npu.why_simulated(self.soc.name)
+        """Why times are simulated on this machine; nothing where its NPU takes them, or a fleet's."""
+        return "" if self.elsewhere else npu.why_simulated(self.soc.name)
+
+    def measured_on(self, name: str) -> Target:
+        """The same where NPUs of a fleet measure. Raises ValueError for those of another SoC's name."""
+        if name and name != self.soc.name:
+            raise ValueError(f"kernels for {self.soc.name} are not measured on {name}; name that with --isa")
+        return replace(self, elsewhere=self.soc.name)
 
     @property
     def addresses(self) -> int | None:
@@ -82,13 +91,15 @@ class Target:
 
     @property
     def versions(self) -> Mapping[str, str]:
-        """Of what is in the toolchain, by package; nothing where it is not installed."""
-        told = toolchain.facts()
-        return {
-            name: str(value)
-            for name, value in told.items()
-            if told["installed"] and name not in ("installed", "missing", "folder")
-        }
+        """Of what is in the toolchain, by package, nothing where it is not installed; and of hivmc, where an
+        NPU here takes the times.
+        """
+        return {**toolchain.versions(), **({"hivmc": self.finished_by} if self.finished_by else {})}
+
+    @property
+    def finished_by(self) -> str:
+        """Of hivmc its version, where an NPU here takes the times (see base.Finished)."""
+        return "" if self.simulated or self.elsewhere else npu.hivmc_version()
 
     @property
     def runs_here(self) -> bool:
@@ -204,6 +215,14 @@ def target(level: str | None = None) -> Target:
         return Target(soc.named(npu.soc_here()))
     except ValueError:
         return Target(soc.SOCS[0])
+
+
+def accelerator() -> str:
+    """What this machine declares as a worker of a fleet; nothing without an NPU."""
+    try:
+        return f"{Target.unit}:{npu.soc_here()}"
+    except ValueError:
+        return ""
 
 
 def unfit(facts: Mapping[str, Any]) -> str:

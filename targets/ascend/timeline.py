@@ -1,8 +1,9 @@
 """How long a kernel takes on an SoC, simulated: blocks are run, then times are put to what they did.
 
 Nothing here was measured: hivm/constants.py says where its numbers come from. Cores get no more of the
-memory than their share of what all of them ask for together, and what was read before comes from L2. What
-hivmc makes of HIVM, L0 within a product, and launches that overlap are not looked at.
+memory than their share of what all of them ask for together, and what was read before comes from L2, as does
+what earlier launches of the call touched and hivm/l2.py finds there. What hivmc makes of HIVM, L0 within a
+product, and launches that overlap are not looked at.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..base import Kernel, Schedule
+from .hivm import l2
 from .hivm.calls import Asked, call_of
 from .hivm.constants import Constants
 from .hivm.costs import Rates
@@ -85,21 +87,30 @@ def sampled(kernel: Kernel, schedule: Schedule, soc: Soc, asked: Asked) -> list[
 
 def timed(found: Sequence[Ran], soc: Soc, variants: Sequence[Constants]) -> list[Simulated]:
     """The same blocks by each set of constants."""
-    by_step = [step_times(each, soc, variants) for each in found]
+    sizes = [known.l2_bytes for known in variants]
+    kept = {nbytes: l2.found(found, nbytes) for nbytes in set(sizes)}
+    there = [[kept[nbytes][place] for nbytes in sizes] for place in range(len(found))]
+    by_step = [step_times(each, soc, variants, had) for each, had in zip(found, there)]
     return [Simulated([times[v] for times in by_step]) for v in range(len(variants))]
 
 
-def step_times(found: Ran, soc: Soc, variants: Sequence[Constants]) -> list[Timed]:
-    """One step by each set of constants."""
-    rates = [limited(found, soc, known) for known in variants]
+def step_times(
+    found: Ran, soc: Soc, variants: Sequence[Constants], there: Sequence[float] = ()
+) -> list[Timed]:
+    """One step by each set of constants. there: by set, bytes that L2 has of earlier steps, else none."""
+    firsts = [sum(found.first().values()) - had for had in there or [0.0] * len(variants)]
+    rates = [limited(found, soc, known, first) for known, first in zip(variants, firsts)]
     replays = {block: replay(trace, variants, rates) for block, trace in found.outcome.traces.items()}
-    return [step_time(found, soc, known, replays, v) for v, known in enumerate(variants)]
+    return [step_time(found, soc, known, replays, v, firsts[v]) for v, known in enumerate(variants)]
 
 
-def limited(found: Ran, soc: Soc, known: Constants) -> Rates:
-    """What a block's cores get where all of them read at once: a share of the memory's and L2's rate."""
+def limited(found: Ran, soc: Soc, known: Constants, first: float) -> Rates:
+    """What a block's cores get where all of them read at once: a share of the memory's and L2's rate.
+
+    first: bytes that have to come from the memory.
+    """
     active = min(found.count, cores_of(found, soc))
-    total, first = found.read()
+    total = sum(found.read().values())
     least_us = max(first / (soc.read_gb_s * 1e3), total / known.l2_b_us)
     read = total / least_us / active if least_us else float("inf")
     return Rates(soc.mhz, read, soc.read_gb_s * 1e3 / active)
@@ -110,10 +121,11 @@ def cores_of(found: Ran, soc: Soc) -> int:
     return soc.cubes if "AIC" in found.cores else soc.vectors
 
 
-def step_time(found: Ran, soc: Soc, known: Constants, replays: Mapping[int, Replayed], variant: int) -> Timed:
+def step_time(
+    found: Ran, soc: Soc, known: Constants, replays: Mapping[int, Replayed], variant: int, first: float
+) -> Timed:
     """Blocks go to cores in turns, and the core that has most to do is last."""
     cores, bandwidth = cores_of(found, soc), soc.read_gb_s * 1e3
-    first = found.read()[1]
     each = found.of_all({block: float(times.us[variant]) for block, times in replays.items()})
     us = max(float(np.bincount(np.arange(found.count) % cores, each, cores).max()), first / bandwidth)
     busy = busy_shares(found, replays, variant, cores * us)

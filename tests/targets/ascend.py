@@ -2,7 +2,8 @@
 
     python -m tests.targets.ascend rms_norm n=2048 width=2048 start=0 eps=1e-6
 
-tries a kernel with its default schedules; what is no size of it is a real of it, or a knob to change.
+tries a kernel with its default schedules; what is no size of it is a real of it, or a knob to change. Of a
+knob that is called as a size is, it is knob.rows=2.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ from moec.targets.bf16 import DIMS, FORMATS
 from moec.targets.regions import REALS
 
 SOC = soc.SOCS[0]
+KNOB = "knob."
+# Attention alone, which no model asks for.
+SIZES = {**DIMS, "mla_decode": ("heads", "latent", "rope")}
+NUMBERS = {**REALS, "mla_decode": ("scale",)}
 
 
 def tried(kernel: Kernel, schedules: Schedules, only: Any, said: Any) -> None:
@@ -55,11 +60,17 @@ def wrong(kernel: Kernel, schedules: Schedules | None = None, only: Any = lambda
 
 def kernel_of(kind: str, numbers: dict[str, float]) -> Kernel:
     """The kernel with these sizes and reals, in the order that its kind has them."""
-    dims = tuple((name, int(numbers[name])) for name in DIMS[kind])
-    reals = tuple((name, float(numbers[name])) for name in REALS.get(kind, ()))
+    dims = tuple((name, int(numbers[name])) for name in SIZES[kind])
+    reals = tuple((name, float(numbers[name])) for name in NUMBERS.get(kind, ()))
     formats = FORMATS.get(kind, ("f32",))[0]
     cached = kind in ("latent_write", "latent_attention", "mla_decode", "append", "attention")
     return Kernel(kind, dims, reals, formats + ("+bf16" if cached else ""))
+
+
+def knobs_of(kernel: Kernel, numbers: dict[str, float]) -> dict[str, int]:
+    """Of all numbers those that are of its schedule."""
+    sizes = dict(kernel.dims + kernel.reals)
+    return {name.removeprefix(KNOB): int(number) for name, number in numbers.items() if name not in sizes}
 
 
 def main() -> int:
@@ -67,9 +78,7 @@ def main() -> int:
     kind, *words = sys.argv[1:]
     numbers = {name: float(value) for name, _, value in (word.partition("=") for word in words)}
     kernel = kernel_of(kind, numbers)
-    knobs = {
-        name: int(number) for name, number in numbers.items() if name not in dict(kernel.dims + kernel.reals)
-    }
+    knobs = knobs_of(kernel, numbers)
     defaults = space.space(kernel, SOC).defaults
     results = found(kernel, {first: {**schedule, **knobs} for first, schedule in defaults.items()})
     for name, why, error in results:

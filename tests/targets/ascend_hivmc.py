@@ -19,7 +19,7 @@ from .stand_in_objects import Function
 def main() -> None:
     """Refuses text that is not what was planned."""
     table, calls, given, *options = sys.argv[1:]
-    told = json.loads(Path(table).read_text())[given.removesuffix(".hivm.mlir")]
+    told = json.loads(Path(table).read_text())[Path(given).name.removesuffix(".hivm.mlir")]
     with Path(calls).open("a") as file:
         file.write(json.dumps([given, *options]) + "\n")
     if Path(given).read_text() != told["hivm"]:

@@ -6,7 +6,7 @@
 
 prints each step's time and what its pipes do in it. m, or batch and rows, and cached say what call it is.
 soc=910B1: another SoC; zipf=1: an uneven routing; weights=int8row: another format; what else is no size of
-the kernel is a knob to change.
+the kernel is a knob to change, as knob.rows=2 where the call has one of that name.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from moec.targets.ascend.hivm.calls import Asked
 from moec.targets.base import Kernel, Schedule, serving
 from moec.targets.routing import even, zipf
 
-from .ascend import kernel_of
+from .ascend import kernel_of, knobs_of
 
 CALL = ("m", "rows", "batch", "cached", "zipf")
 HEAD = (
@@ -58,8 +58,7 @@ def main() -> int:
     draw = zipf if call.get("zipf") else even
     asked = Asked(call.get("rows", call.get("m", 1)), call.get("batch", 1), call.get("cached", 0), draw)
     defaults = space.space(kernel, on).defaults
-    sizes = dict(kernel.dims + kernel.reals)
-    knobs = {name: int(number) for name, number in numbers.items() if name not in sizes}
+    knobs = knobs_of(kernel, numbers)
     started = time.perf_counter()
     print(report(kernel, {**defaults[serving(defaults, asked.tokens)], **knobs}, on, asked))
     print(f"({time.perf_counter() - started:.1f} s to simulate)")

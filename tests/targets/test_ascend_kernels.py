@@ -8,7 +8,7 @@ import pytest
 from moec.targets.ascend import space, trial
 from moec.targets.cases_bf16 import Sample
 
-from .ascend import SOC, kernel_of, wrong
+from .ascend import SOC, kernel_of, knobs_of, wrong
 
 pytestmark = pytest.mark.usefixtures("ascend_toolchain", "home")
 GATE = "groups=1 keep=1 sigmoid=0 top2=0 normalise=1 bias=0 shared=0 eps=1e-20 scale=1"
@@ -53,3 +53,10 @@ def test_rows_before_a_caches_first_are_left_out() -> None:
     wanted[:, :, :2] = rows[:, :, 3:]
     (cache,) = trial.run(one, space.space(one, SOC).defaults, SOC, example)
     np.testing.assert_array_equal(cache, wanted)
+
+
+def test_a_knob_may_be_called_as_a_size_of_the_call_is() -> None:
+    numbers = {"heads": 4.0, "latent": 14.0, "rope": 8.0, "scale": 0.2, "knob.rows": 16.0, "block": 64.0}
+    one = kernel_of("mla_decode", numbers)
+    assert (str(one), one.reals) == ("mla_decode heads=4 latent=14 rope=8 f32+bf16", (("scale", 0.2),))
+    assert knobs_of(one, numbers) == {"rows": 16, "block": 64}

@@ -74,6 +74,13 @@ def model():
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="loads libascendcl.so from LD_LIBRARY_PATH")
 
 
+def program(path: Path, script: str) -> None:
+    """For the shell."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
 class Machine:
     """A machine with an NPU: the stand-in for ACL, and a CANN with a hivmc."""
 
@@ -84,10 +91,9 @@ class Machine:
         patch.setenv("STAND_IN_LOG", str(folder / "log"))
         patch.setenv("ASCEND_HOME_PATH", str(folder / "cann"))
         tool = folder / "cann" / "tools" / "hivmc" / "bin" / "hivmc"
-        tool.parent.mkdir(parents=True)
         words = f'"{sys.executable}" -m tests.targets.ascend_hivmc "{folder}/table" "{folder}/calls" "$@"'
-        tool.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec {words}\n')
-        tool.chmod(0o755)
+        program(tool, f'[ "$1" = --version ] && exec echo hivmc 1.2.0\nPYTHONPATH="{ROOT}" exec {words}')
+        (folder / "cann" / "version.cfg").write_text("runtime_running_version=[1.0:9.0.0]\n")
 
     def knows(self, kernel: Kernel, was: str = "", becomes: str = "") -> list[str]:
         """Has hivmc know the kernel's functions, whose linalg says something else; their names."""
@@ -138,7 +144,7 @@ def test_a_kernel_is_finished_checked_and_timed_on_the_npu(
     found = machine.trial(NORM)
     assert found.status == "ok", found.reason
     assert [json.loads(line) for line in machine.lines("calls")] == [
-        [f"{name}.hivm.mlir", *HIVMC, "-o", "kernel"] for name in names
+        [f"../../{name}.hivm.mlir", *HIVMC, "-o", "kernel"] for name in names
     ]
     assert set(found.samples) == {"m=1", "m=2", "m=16", "m=64", "m=256", "m=1024"}
     # An eighth of a millisecond for each run, as ACL's events say here: eight calls make one.
@@ -178,7 +184,28 @@ def test_what_hivmc_refuses_is_told_in_its_words(ascend_toolchain: object, machi
     (machine.folder / "table").write_text(table.replace('"hivm": "', '"hivm": "another '))
     found = machine.trial(NORM)
     assert found.status == "crashed"
-    assert "hivmc made no object of rows:rms_norm, status 1: this is not the HIVM" in found.reason
+    assert "finish.sh made no object of rows:rms_norm: this is not the HIVM" in found.reason
+    (machine.folder / "cann" / "version.cfg").unlink()
+    assert "rows:rms_norm: finish.sh: " in (said := machine.trial(NORM).reason)
+    assert "names no version" in said
+
+
+def test_what_hivmc_refuses_is_compiled_by_that_machine_from_linalg(
+    ascend_toolchain: object, machine: Machine
+) -> None:
+    """As finish.sh does it in an artifact: so what is measured is what will run."""
+    names = machine.knows(NORM)
+    table = (machine.folder / "table").read_text()
+    (machine.folder / "table").write_text(table.replace('"hivm": "', '"hivm": "planned anew'))
+    for name in names:
+        (machine.folder / f"{name}.hivm.mlir").write_text(f"planned anew{json.loads(table)[name]['hivm']}")
+    planned = f'cp "{machine.folder}/$(basename "$1" .linalg.mlir).hivm.mlir" .'
+    script = f"{planned}\nexec hivmc *.hivm.mlir -o kernel"
+    program(machine.folder / "cann" / "bin" / "bishengir-compile", script)
+    found = machine.trial(NORM)
+    assert found.status == "ok", found.reason
+    calls = [json.loads(line)[0] for line in machine.lines("calls")]
+    assert calls == [f"{folder}{name}.hivm.mlir" for name in names for folder in ("../../", "")]
 
 
 def test_without_an_npu_nothing_is_taken_for_measured(
@@ -201,6 +228,29 @@ def test_records_name_the_npu_where_it_is_measured(machine: Machine) -> None:
     ):
         assert facts(**settings)[0::4] == [simulated, f"simulated: {why}"]
     assert facts(STAND_IN_DEVICES="0")[0] == simulated
+
+
+@pytest.mark.parametrize("says", ["echo hivmc 1.3.0", "exit 1", "exec echo"])
+def test_records_of_another_hivmc_are_not_taken_for_equal(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, says: str
+) -> None:
+    """What says nothing of its version is known by its bytes."""
+    monkeypatch.setattr(npu, "soc_here", lambda: B3.name)
+    one, tool = target("910B3"), Path(str(npu.hivmc()))
+    before, same = of_target(one, 1), of_target(one, 1)
+    assert one.versions["hivmc"] == "hivmc 1.2.0"
+    program(tool, says)
+    after = of_target(one, 1)
+    assert before.of(NORM) == same.of(NORM)
+    assert before.of(NORM) != after.of(NORM)
+    assert before.whole != after.whole
+    assert before.of(NORM).sources == after.of(NORM).sources, "for log refit and log prune they are no others"
+    assert one.versions["hivmc"].startswith("hivmc 1.3.0" if "1.3" in says else "sha256 ")
+    monkeypatch.setenv("MOEC_SIMULATE", "1")
+    simulated = of_target(one, 1)
+    program(tool, "echo hivmc 1.2.0")
+    assert of_target(one, 1).of(NORM) == simulated.of(NORM), "nothing is finished by it there"
+    assert "hivmc" not in one.versions
 
 
 def test_tuning_measures_and_what_it_logs_is_fitted_to(ascend_toolchain: object, machine: Machine) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from moec.targets.ascend import fitting, sensitivity, soc, space, timeline
-from moec.targets.ascend.hivm import blocks, interpret, sampled
+from moec.targets.ascend.hivm import blocks, interpret, l2, sampled
 from moec.targets.ascend.hivm.calls import Asked, Call
 from moec.targets.ascend.hivm.constants import GUESSED, Constants
 from moec.targets.ascend.hivm.costs import Rates
@@ -197,6 +198,57 @@ def test_no_kernel_is_faster_than_its_memory() -> None:
     assert 0 < found.bandwidth <= 1
     slow = replace(B3, read_gb_s=B3.read_gb_s / 100)
     assert timeline.seconds(RMS, default(RMS, 4096), slow, Asked(4096)).bandwidth > 0.9
+
+
+def reading(places: Sequence[int], name: str = "x0") -> Ran:
+    """A launch of one block that reads these megabytes of an array, one after the other."""
+    trace = Trace()
+    for place in places:
+        trace.touched.append((name, place * l2.PAGE, (place + 1) * l2.PAGE))
+        trace.read[name] += l2.PAGE
+    outcome = blocks.Outcome(traces={0: trace})
+    return Ran(NOTHING, 1, ("AIV0",), outcome, {name: len(set(places)) * l2.PAGE})
+
+
+@pytest.mark.parametrize(
+    ("again", "holds", "wanted"),
+    [
+        (range(100), 200, 100),
+        (range(100), 60, 0),  # each goes just before it is wanted
+        (range(99, -1, -1), 60, 60),
+        (range(99, 49, -1), 60, 50),
+        (range(100, 200), 200, 0),
+    ],
+    ids=str,
+)
+def test_l2_has_what_was_touched_last(again: range, holds: int, wanted: int) -> None:
+    found = l2.found([reading(range(100)), reading(again)], holds * l2.PAGE)
+    assert found[0] == 0
+    assert found[1] / l2.PAGE == pytest.approx(wanted, abs=2)
+
+
+def test_what_is_touched_in_between_displaces_what_was_there() -> None:
+    launches = [reading(range(40)), reading(range(30), "s1"), reading(range(39, -1, -1))]
+    assert l2.found(launches, 60 * l2.PAGE)[2] / l2.PAGE == pytest.approx(30, abs=2)
+    assert l2.found(launches, 25 * l2.PAGE)[2] == 0
+
+
+def test_what_l2_has_is_not_asked_of_the_memory() -> None:
+    """300 MB forwards, then backwards: of these 192 are still there, or half as many."""
+    known = timeline.PUBLISHED
+    launches = [reading(range(300)), reading(range(299, -1, -1))]
+    whole, half = timeline.timed(launches, B3, [known, known.changed("l2_bytes", 0.5)])
+    assert whole.steps[0].us == pytest.approx(300 * l2.PAGE / (B3.read_gb_s * 1e3))
+    shares = [each.steps[1].us / each.steps[0].us for each in (whole, half)]
+    assert shares == pytest.approx([108 / 300, 204 / 300], abs=0.01)
+
+
+def test_a_launch_touches_what_it_moves_and_nothing_where_that_is_empty() -> None:
+    array, other = Hollow("bf16", (1 << 20,)), Hollow("f32", (64,))
+    (name, low, high), *more = traced(copies(16, 128, 2, "AIC"), array, other, 1).touched
+    assert (low, high) == (0, 15 * 256 + 128), "16 rows of 128 bytes, 256 apart"
+    assert more == [(name, low, high)]
+    assert traced(copies(0, 128, 2, "AIV"), array, other, 1).touched == []
 
 
 @needs_toolchain

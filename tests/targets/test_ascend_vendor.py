@@ -99,9 +99,12 @@ def test_tiny_kernels_are_taken(chip: soc.Soc, request: pytest.FixtureRequest) -
     expect_taken(every if chip in WHOLLY else every[others.index(chip) :: len(others)], chip, request)
 
 
-@pytest.mark.parametrize("model", [name for name in MODELS if name != "tiny"])
-def test_kernels_of_real_sizes_are_taken(model: str, request: pytest.FixtureRequest) -> None:
-    expect_taken(kernels(MODELS[model]), B3, request)
+REAL = [(name, B3) for name in MODELS if name != "tiny"] + [(name, WHOLLY[1]) for name in ("v2_lite", "v3")]
+
+
+@pytest.mark.parametrize(("model", "chip"), REAL, ids=lambda each: getattr(each, "name", each))
+def test_kernels_of_real_sizes_are_taken(model: str, chip: soc.Soc, request: pytest.FixtureRequest) -> None:
+    expect_taken(kernels(MODELS[model]), chip, request)
 
 
 def test_what_is_too_large_is_refused_in_the_vendors_words(tmp_path: Path) -> None:

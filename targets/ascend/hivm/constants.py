@@ -54,6 +54,7 @@ class Constants:
     launch_cube_us: float = 5.0
     launch_vector_us: float = 2.0
     # Guesses.
+    l2_bytes: float = 192 << 20  # that L2 keeps; it has as many
     copy_latency_us: float = 0.4  # until what a copy brought can be used
     burst_bytes: float = 64.0  # what a shorter piece costs
     feed_latency_us: float = 0.05  # until the cube has what was moved to L0
@@ -73,6 +74,6 @@ class Constants:
 
 # Those, and the one that only follows if the memory did not bound it.
 GUESSED = (
-    *("row_us", "copy_latency_us", "burst_bytes", "feed_latency_us", "cross_us", "flag_us", "issue_us"),
-    *("scalar_cycles", "scalar_ub_us", "scalar_gm_us", "vector_scale", "unknown_cycles"),
+    *("l2_bytes", "row_us", "copy_latency_us", "burst_bytes", "feed_latency_us", "cross_us", "flag_us"),
+    *("issue_us", "scalar_cycles", "scalar_ub_us", "scalar_gm_us", "vector_scale", "unknown_cycles"),
 )

@@ -10,7 +10,7 @@ import numpy as np
 from ....compiler.ir import Array
 from .. import vendor
 from ..lowering import Linalg, lowering
-from ..program import Number, Step
+from ..program import Number, Step, scratch_bytes
 from ..simulate import value_of
 from ..soc import Soc
 from . import blocks
@@ -66,7 +66,7 @@ def placed(
     ports = {f"x{i}": memory(f"x{i}", each) for i, each in enumerate(operands)}
     for i, each in enumerate(results):
         ports[f"y{i}"] = ports[f"x{in_place[i]}"] if i in in_place else memory(f"y{i}", each)
-    for port, size in ((port, size.at(sizes)) for step in steps for port, size in step.scratch.items()):
+    for port, size in scratch_bytes(steps, sizes).items():
         kept = whole or size <= REAL_BYTES
         data = np.full(size, 0xFF if whole else 0, np.uint8) if kept else None
         ports[port] = Memory(port, "gm", data, size)

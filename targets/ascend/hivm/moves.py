@@ -27,6 +27,8 @@ def counted(core: Core, source: View, target: View, kind: str) -> Work:
     path = "->".join(NAMES.get(view.memory.space, "GM") for view in (source, target))
     trace.moved[path] += nbytes
     (trace.read if device is source else trace.written)[device.memory.name] += nbytes
+    if nbytes:
+        trace.touched.append((device.memory.name, *device.span))
     return Work(kind, (nbytes, device.size / device.run if device.size else 0))
 
 

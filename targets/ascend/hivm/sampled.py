@@ -47,16 +47,18 @@ class Ran:
         traces = self.outcome.traces
         return float(self.of_all({block: trace.moved[path] for block, trace in traces.items()}).sum())
 
-    def read(self) -> tuple[float, float]:
-        """Bytes that all blocks read of the device, and those of them that none had read before."""
+    def read(self) -> Mapping[str, float]:
+        """Bytes that all blocks read of the device, by memory."""
         traces = self.outcome.traces
         names = {name for trace in traces.values() for name in trace.read}
-        total = {
+        return {
             name: float(self.of_all({block: trace.read[name] for block, trace in traces.items()}).sum())
             for name in names
         }
-        first = {name: min(nbytes, self.sizes.get(name, nbytes)) for name, nbytes in total.items()}
-        return sum(total.values()), sum(first.values())
+
+    def first(self) -> Mapping[str, float]:
+        """Those of them that none had read before."""
+        return {name: min(nbytes, self.sizes.get(name, nbytes)) for name, nbytes in self.read().items()}
 
 
 def ran(steps: Sequence[Step], soc: Soc, call: Call, reals: Mapping[str, float]) -> list[Ran]:

@@ -42,6 +42,7 @@ class Trace:
     moved: Counter[str] = field(default_factory=Counter)  # bytes by path, such as "GM->L1"; "MAC": products
     read: Counter[str] = field(default_factory=Counter)  # bytes by the name of the memory of the device
     written: Counter[str] = field(default_factory=Counter)
+    touched: list[tuple[str, int, int]] = field(default_factory=list)  # of the device, in order: from, to
 
     def add(self, did: Did, pipe: int, which: int = 0, scalars: int = 0) -> int:
         """The place of the new event."""

@@ -103,10 +103,13 @@ def score(
 
 @triton.jit
 def weigh(
-    span, tops, totals, batch, tokens, seen,
+    span, tops, totals, wholes, batch, tokens, seen,
     HEADS: tl.constexpr, BLOCK: tl.constexpr, MANY: tl.constexpr, DEEP: tl.constexpr,
 ):  # fmt: skip
-    """What chances of each block count, in place of totals; MANY heads of tokens, DEEP blocks at a time."""
+    """wholes [batch, tokens * HEADS]: the logarithm of what all chances add up to, of all blocks.
+
+    MANY heads of tokens, DEEP blocks at a time.
+    """
     rows = tokens * HEADS
     tiles = tl.cdiv(rows, MANY)
     blocks = seen // BLOCK + 1
@@ -129,13 +132,8 @@ def weigh(
             higher = tl.maximum(most, tl.max(top, 0))
             total = total * tl.exp(most - higher) + tl.sum(tl.exp(top - higher[None, :]) * sums, 0)
             most = higher
-        total = tl.maximum(total, 1e-30)
-        for i in range(0, every, DEEP):
-            near = i + tl.arange(0, DEEP)
-            top = seen_by(tops + at, near, every, row, rows, count, MASKED)
-            weight = tl.exp(top - most[None, :]) / total[None, :]
-            inside = (near[:, None] < every) & (row[None, :] < rows)
-            tl.store(totals + at + near[:, None] * rows + row[None, :], weight, mask=inside)
+        whole = most + tl.log(tl.maximum(total, 1e-30))
+        tl.store(wholes + b * rows + row, whole, mask=row < rows)
 
 
 @triton.jit
@@ -147,28 +145,32 @@ def seen_by(p, near, every, row, rows, count, other):
 
 
 @triton.jit
-def counted(chances, weights, s, row, rows, high, BLOCK: tl.constexpr):
-    """A block's chances from key s on [BLOCK, n], by what they count; 0 from `high` on."""
+def counted(chances, tops, whole, s, row, rows, high, BLOCK: tl.constexpr):
+    """A block's chances from key s on [BLOCK, n], as parts of the whole; 0 from `high` on."""
     at = s + tl.arange(0, BLOCK)
     inside = (at[:, None] < high) & (row[None, :] < rows)
     some = tl.load(chances + at[:, None] * rows + row[None, :], mask=inside, other=0.0)
-    weight = tl.load(weights + s // BLOCK * rows + row, mask=(row < rows) & (s < high), other=0.0)
-    return (some.to(tl.float32) * weight[None, :]).to(tl.bfloat16)
+    top = tl.load(tops + s // BLOCK * rows + row, mask=(row < rows) & (s < high), other=MASKED)
+    return (some.to(tl.float32) * tl.exp(top - whole)[None, :]).to(tl.bfloat16)
 
 
 @triton.jit
 def mix(
-    chances, weights, latents, span, y, batch, tokens, room, seen, parts,
+    chances, tops, wholes, latents, span, y, batch, tokens, room, seen, parts,
     HEADS: tl.constexpr, LATENT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """chances [batch, seen, tokens * HEADS], weights of their blocks, latents [batch, room, LATENT] ->
+    """chances [batch, seen, tokens * HEADS], tops of their blocks, wholes, latents [batch, room, LATENT] ->
     y [batch, tokens * HEADS, parts, LATENT], to be added up. Two blocks a time, each with its own buffers.
+
+    The last sequence comes first: L2 still has what was read and written last.
     """
     rows = tokens * HEADS
     tiles = tl.cdiv(rows, ROWS)
     across: tl.constexpr = (LATENT + COLUMNS - 1) // COLUMNS
-    for unit in range(tl.program_id(0), batch * parts * tiles * across, tl.num_programs(0)):
+    units = batch * parts * tiles * across
+    for turn in range(tl.program_id(0), units, tl.num_programs(0)):
+        unit = units - 1 - turn
         column = unit % across * COLUMNS + tl.arange(0, COLUMNS)
         tile = unit // across % tiles
         part = unit // across // tiles % parts
@@ -182,16 +184,18 @@ def mix(
         high = tl.minimum(low + length, end - tokens + last // HEADS + 1 - first)
         latent = latents + (b * room + first) * LATENT + column[None, :]
         mine = chances + b * seen * rows
-        weight = weights + b * (seen // BLOCK + 1) * rows
+        top = tops + b * (seen // BLOCK + 1) * rows
+        whole = tl.load(wholes + b * rows + row, mask=row < rows, other=0.0)
         sums = tl.zeros((ROWS, COLUMNS), tl.float32)
-        for s0 in range(low, high, 2 * BLOCK):
+        # Once even where there are no keys: L0C holds anything until the first product.
+        for s0 in range(low, tl.maximum(high, low + 1), 2 * BLOCK):
             s = s0 + tl.arange(0, BLOCK)[:, None]
             c = tl.load(latent + s * LATENT, mask=(s < high) & (column[None, :] < LATENT), other=0.0)
-            some = counted(mine, weight, s0, row, rows, high, BLOCK)
+            some = counted(mine, top, whole, s0, row, rows, high, BLOCK)
             sums = tl.dot(tl.trans(some), c, sums)
             s += BLOCK
             c = tl.load(latent + s * LATENT, mask=(s < high) & (column[None, :] < LATENT), other=0.0)
-            some = counted(mine, weight, s0 + BLOCK, row, rows, high, BLOCK)
+            some = counted(mine, top, whole, s0 + BLOCK, row, rows, high, BLOCK)
             sums = tl.dot(tl.trans(some), c, sums)
         to = y + ((b * rows + row[:, None]) * parts + part) * LATENT
         inside = (row[:, None] < rows) & (column[None, :] < LATENT)

@@ -19,20 +19,42 @@ def to_codes(x, codes, scales, rows, K: tl.constexpr, BLOCK: tl.constexpr):
     The scale of a row with what is no number is none either, so that it shows in all products.
     """
     for i in range(tl.program_id(0), rows, tl.num_programs(0)):
-        row = x + i * K
-        sizes = tl.full((BLOCK,), LEAST, tl.float32)
-        for start in range(0, K, BLOCK):
-            size = tl.abs(part(row, start, K, BLOCK))
-            sizes = tl.where(size > sizes, size, sizes)
-        scale = tl.max(sizes, axis=0) / 127
-        seen = tl.zeros((BLOCK,), tl.float32)
-        for start in range(0, K, BLOCK):
-            whole = part(row, start, K, BLOCK) / scale + NEAREST - NEAREST
-            seen += whole
-            columns = start + tl.arange(0, BLOCK)
-            tl.store(codes + i * K + columns, whole.to(tl.int8), mask=columns < K)
-        # A sum of codes, unless one of the numbers was none or infinite.
-        tl.store(scales + i, scale + tl.sum(seen, axis=0) * 0.0)
+        if K <= BLOCK:
+            whole_row(x + i * K, codes + i * K, scales + i, K, BLOCK)
+        else:
+            long_row(x + i * K, codes + i * K, scales + i, K, BLOCK)
+
+
+@triton.jit
+def whole_row(row, codes, scale_of, K: tl.constexpr, BLOCK: tl.constexpr):
+    """A row at once. It is folded before it is reduced, which is the dearer the longer the last axis is."""
+    columns = tl.arange(0, BLOCK)
+    values = tl.load(row + columns, mask=columns < K, other=0.0).to(tl.float32)
+    FOLD: tl.constexpr = 64 if BLOCK % 64 == 0 else BLOCK
+    sizes = tl.max(tl.reshape(tl.abs(values), (BLOCK // FOLD, FOLD)), 0)
+    scale = tl.max(tl.where(sizes > LEAST, sizes, LEAST), 0) / 127
+    whole = values / scale + NEAREST - NEAREST
+    tl.store(codes + columns, whole.to(tl.int8), mask=columns < K)
+    # A sum of codes, unless one of the numbers was none or infinite.
+    seen = tl.sum(tl.reshape(whole, (BLOCK // FOLD, FOLD)), 0)
+    tl.store(scale_of, scale + tl.sum(seen, 0) * 0.0)
+
+
+@triton.jit
+def long_row(row, codes, scale_of, K: tl.constexpr, BLOCK: tl.constexpr):
+    """A row part by part, read twice."""
+    sizes = tl.full((BLOCK,), LEAST, tl.float32)
+    for start in range(0, K, BLOCK):
+        size = tl.abs(part(row, start, K, BLOCK))
+        sizes = tl.where(size > sizes, size, sizes)
+    scale = tl.max(sizes, axis=0) / 127
+    seen = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, K, BLOCK):
+        whole = part(row, start, K, BLOCK) / scale + NEAREST - NEAREST
+        seen += whole
+        columns = start + tl.arange(0, BLOCK)
+        tl.store(codes + columns, whole.to(tl.int8), mask=columns < K)
+    tl.store(scale_of, scale + tl.sum(seen, axis=0) * 0.0)
 
 
 @triton.jit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from ...base import Kernel, Schedule, Space
 from ..program import (
@@ -24,7 +25,7 @@ from ..program import (
     tiles,
 )
 from ..soc import L1, Soc
-from . import latent_apart
+from . import latent_apart, latent_prefill
 from .latent_apart import power
 
 FEW = 16  # heads of which more keys are done at once
@@ -114,6 +115,18 @@ def mla_decode(kernel: Kernel, schedule: Schedule, soc: Soc) -> list[Step]:
 
 
 def latent_attention(kernel: Kernel, schedule: Schedule, soc: Soc) -> list[Step]:
+    """Absorbed for few new tokens of a sequence, materialised for many."""
+    many = latent_prefill.pays(kernel, schedule)
+    few = (only(step, ONE - many) for step in absorbed(kernel, schedule, soc))
+    return [*few, *latent_prefill.attend(kernel, schedule, soc)]
+
+
+def only(step: Step, when: Size) -> Step:
+    """The step where this is not 0 either."""
+    return replace(step, when=when if step.when is None else when * step.when)
+
+
+def absorbed(kernel: Kernel, schedule: Schedule, soc: Soc) -> list[Step]:
     """Queries into the space of latents and turned (s0), attended (s1), projected."""
     heads, nope, rope, latent, value = (kernel[n] for n in ("heads", "nope", "rope", "latent", "value"))
     tall = int(schedule["tokens"])
@@ -177,6 +190,11 @@ def space(kernel: Kernel, soc: Soc) -> Space:
     return Space(choices, default, rules=(rule,))
 
 
+def either_way(kernel: Kernel, soc: Soc) -> Space:
+    """The same for what is absorbed, and what there is for what is materialised (latent_prefill.py)."""
+    return latent_prefill.space(kernel, space(kernel, soc))
+
+
 def one_way(kernel: Kernel, soc: Soc) -> Space:
     """A kernel with nothing to choose."""
     return Space({}, {})
@@ -188,7 +206,7 @@ BUILDERS: Mapping[str, Builder] = {
     "mla_decode": mla_decode,
 }
 SPACES: Mapping[str, Callable[[Kernel, Soc], Space]] = {
-    "latent_attention": space,
+    "latent_attention": either_way,
     "latent_write": one_way,
     "mla_decode": space,
 }

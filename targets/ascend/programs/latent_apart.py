@@ -1,7 +1,22 @@
 """Latent attention in launches of their own: scores of all keys, what they count, and latents by that.
 
 Where the cube waits for the vector cores and they for it, neither is busy. In launches apart both overlap,
-for the price of reading the cache twice and of scratch for a number for each key and head.
+for the price of reading the cache twice and of scratch for a number for each key and head. The second reading
+begins with what the first read last, which L2 still has.
+
+What keeps the cube from more, all simulated: 128 heads, 64 sequences, 4096 cached, 910B3. Cubes are busy
+67 % of 375 us between launches; 71 % of 450 with 80 sequences, whose tiles fill all rounds; with 128 the
+memory is, 97 %, for L2 holds a third of the cache.
+
+- Scores: 193 us is what reading 309 MB takes; cubes are busy for 132 of them.
+- Sums: 175 us, cubes for 118. A tile as large as L0C takes 49 KB of latents and 25 of chances for each 96
+  keys, which go into L1 at 145 GB/s: 21.4 of a tile's 24.2 us. 128 tiles on 20 cubes are 7 rounds, not 6.4.
+
+Slower, us: scores and sums of a part of the keys in one launch, chances in L2, 1047 (the compiler lets cube
+and vector cores overlap in one of two loops that share an array), 665 (in both, of arrays that it takes for
+different ones; its 16 flags between cores then last for 3 blocks each and are waited for at each loop's end);
+with flags set by the kernel and sums a part behind, 434 (L0C holds one tile of scores at a time), 414 (turns
+spelled out, so that it holds two; a part's chances take the vector cores 44 us, and nothing hides the last).
 """
 
 from __future__ import annotations
@@ -33,10 +48,14 @@ from ..soc import L0C, L1, Soc
 # the latter by the simulated times of 16 and 128 heads, 1 to 16 sequences, 128 to 4096 keys.
 MOST, LEAST = 1 << 29, 8192
 ROUNDS = 8  # units of work for each cube, about, so that none has much more than another
-AT_ONCE, DEEP = 64, 64  # heads of tokens, and blocks of keys, that are weighed together
+AT_ONCE, DEEP = 128, 48  # heads of tokens, and blocks of keys, that are weighed together
+# How many blocks the vector cores may be behind the cube, or before it; by simulated times. With 7 the flags
+# between cores, of which a block has two, do not suffice.
+BEHIND, BEFORE = 5, 6
 ADDED = 16  # rows that are added up together
 READ = {"q": "bf16", "latents": "bf16", "keys": "bf16", "span": "i64"}
 CHANCES, TOPS, TOTALS = Pointer("s4", "bf16"), Pointer("s5", "fp32"), Pointer("s6", "fp32")
+WHOLES = Pointer("s2", "fp32")  # fused, which is then left out, has another there
 MIXED = Pointer("s7", "bf16")
 
 
@@ -79,7 +98,7 @@ def split(units: Size, schedule: Schedule, soc: Soc, rounds: int) -> Size:
 def attend(
     kernel: Kernel, schedule: Schedule, soc: Soc, operands: Mapping[str, str], scaled: bool
 ) -> list[Step]:
-    """Queries to mixed latents. operands: ports of q, latents, keys, span and y; scratch s4 to s7.
+    """Queries to mixed latents. operands: ports of q, latents, keys, span and y; scratch s2, s4 to s7.
 
     Where few heads would leave cubes idle, mixed latents come in parts of the keys, which are added up.
     """
@@ -117,18 +136,25 @@ def score(
     blocks = many * (SEEN // int(schedule["block"]) + 1) * 4 * when
     scratch = {"s4": many * SEEN * 2 * when, "s5": blocks, "s6": blocks}
     constants = {**tile(kernel, schedule), **widths, **halves}
-    return Step("latent_apart:score", arguments, constants, (sized(soc.cubes), ONE, ONE), scratch, when)
+    grid, ahead = (sized(soc.cubes), ONE, ONE), {"set-workspace-multibuffer": BEHIND}
+    return Step("latent_apart:score", arguments, constants, grid, scratch, when, ahead)
 
 
 def weigh(kernel: Kernel, schedule: Schedule, soc: Soc, span: Pointer) -> Step:
-    """What chances of each block count, in place of the sums."""
+    """The logarithm of what all chances add up to."""
     arguments: dict[str, Argument] = {
-        **{"span": span, "tops": TOPS, "totals": TOTALS},
+        **{"span": span, "tops": TOPS, "totals": TOTALS, "wholes": WHOLES},
         **{"batch": Number(BATCH), "tokens": Number(TOKENS), "seen": Number(SEEN)},
     }
-    shape = {"HEADS": kernel["heads"], "BLOCK": int(schedule["block"]), "MANY": AT_ONCE, "DEEP": DEEP}
+    shape = {
+        "HEADS": kernel["heads"],
+        "BLOCK": int(schedule["block"]),
+        "MANY": min(AT_ONCE, power(kernel["heads"])),
+        "DEEP": DEEP,
+    }
     grid = (sized(soc.vectors), ONE, ONE)
-    return Step("latent_apart:weigh", arguments, shape, grid, when=pays(kernel, soc))
+    scratch = {"s2": M * (4 * kernel["heads"]) * pays(kernel, soc)}
+    return Step("latent_apart:weigh", arguments, shape, grid, scratch, pays(kernel, soc))
 
 
 def mix(
@@ -142,12 +168,14 @@ def mix(
 ) -> Step:
     """Latents by chances, for each part of the keys."""
     arguments: dict[str, Argument] = {
-        **{"chances": CHANCES, "weights": TOTALS, "latents": given["latents"], "span": given["span"], "y": y},
+        **{"chances": CHANCES, "tops": TOPS, "wholes": WHOLES, "latents": given["latents"]},
+        **{"span": given["span"], "y": y},
         **{"batch": Number(BATCH), "tokens": Number(TOKENS), "room": Number(ROOM), "seen": Number(SEEN)},
         "parts": Number(parts),
     }
     constants = {**tile(kernel, schedule), "COLUMNS": columns_of(kernel, schedule)}
-    return Step("latent_apart:mix", arguments, constants, (sized(soc.cubes), ONE, ONE), when=when)
+    grid, ahead = (sized(soc.cubes), ONE, ONE), {"set-workspace-multibuffer": BEFORE}
+    return Step("latent_apart:mix", arguments, constants, grid, when=when, compiler=ahead)
 
 
 def add(kernel: Kernel, soc: Soc, y: Pointer, parts: Size, when: Size) -> Step:

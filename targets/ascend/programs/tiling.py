@@ -8,14 +8,16 @@ load and to multiply. Nothing in it was measured: rates are those of hivm/consta
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import ceil
 
 from ...base import BUCKETS, Kernel, Rule, Schedule, Space
 from ..soc import L0C, L1, Soc
 
-# Tokens that a bucket's default is for.
-TYPICAL: Mapping[int, int] = dict(zip(BUCKETS, (1, 4, 16, 64, 256, 2048)))
+# Counts of tokens that a bucket's default is for.
+TYPICAL: Mapping[int, Sequence[int]] = dict(
+    zip(BUCKETS, ((1,), (4,), (16,), (64,), (256,), (512, 1024, 2048, 4096)))
+)
 HEIGHTS, WIDTHS = (16, 32, 64, 128), tuple(range(32, 257, 16))
 DEPTHS, DEEPEST = (128, 256, 512), 1024
 # Of a cube core, in a cycle: bytes into L1, into L0A, into L0B and out of L0C; bytes of sums of products.
@@ -34,8 +36,8 @@ def space(kernel: Kernel, soc: Soc) -> Space:
     every = (dict(zip(choices, values)) for values in itertools.product(*choices.values()))
     possible = [each for each in every if not any(rule(each) for rule in rules)]
     best = {
-        first: min(possible, key=lambda schedule: cycles(kernel, schedule, tokens, soc))
-        for first, tokens in TYPICAL.items()
+        first: min(possible, key=lambda schedule: sum(cycles(kernel, schedule, m, soc) / m for m in counts))
+        for first, counts in TYPICAL.items()
     }
     return Space(choices, best[BUCKETS[0]], list(best.values()), rules, larger=best)
 
@@ -95,6 +97,7 @@ def cycles(kernel: Kernel, schedule: Mapping[str, int], tokens: int, soc: Soc) -
     rate = min(INTO_L1, whole / read / min(tiles, soc.cubes))
     load = loaded * max(bk * size / rate, A_ROW) * (FILLED if k % bk else 1)
     feed = (bm / INTO_L0A + bn / INTO_L0B) * bk * size * parts
-    step = max(load, feed, bm * parts * bn * bk * size / MULTIPLIED) + A_STEP
-    tile = ceil(k / bk) * step + parts * bm * bn * 4 / OUT + A_TILE
-    return max(read, ceil(tiles / soc.cubes) * tile)
+    work = max(feed, bm * parts * bn * bk * size / MULTIPLIED)
+    tile = ceil(k / bk) * (max(load, work) + A_STEP) + parts * bm * bn * 4 / OUT + A_TILE
+    # The first load has nothing to be hidden behind, nor has the last product.
+    return max(read, ceil(tiles / soc.cubes) * tile) + min(load, work)
