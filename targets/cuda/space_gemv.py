@@ -7,12 +7,16 @@ from collections.abc import Iterator
 from ..base import Kernel, Rule, Schedule, Space
 from .sm import Sm
 
-KNOBS = ("v_tiles", "v_columns", "v_split", "v_groups", "v_unroll", "v_depth", "v_blocks", "v_early")
+KNOBS = (
+    *("v_tiles", "v_columns", "v_split", "v_groups", "v_unroll", "v_depth"),
+    *("v_blocks", "v_early", "v_stay"),
+)
 STEP, VECTOR, LANES = 32, 8, 32  # of k: what four lanes read of a row, and one does; lanes of a warp
 MANY = 5  # tokens from which a second column of 8 pays
 THREADS, LANE_REGISTERS = 1024, 255  # the most that a block, and a thread, may have
 RESIDENT = 2048  # threads of a multiprocessor
 OTHER_REGISTERS = 24  # addresses, counts, one side of an mma
+STAY = 4  # pieces of 32 rows for each multiprocessor, from which blocks stay
 LOADS = 8  # of 16 bytes from each of two rows that a lane has under way, if registers allow
 
 
@@ -20,14 +24,15 @@ def space(kernel: Kernel, sm: Sm) -> Space:
     """v_tiles: of 16 rows that a warp multiplies at once; v_columns: of 8 tokens in a block; v_split: warps
     that share k; v_groups: warps that share experts; v_unroll: steps of 32 along k in a batch of loads;
     v_depth: batches under way; v_blocks: blocks that a multiprocessor has registers for, at least; v_early:
-    whether a combine reads where experts lie, and asks for weights, before the step in front of it is done.
+    whether a combine reads where experts lie, and asks for weights, before the step in front of it is done;
+    v_stay: blocks of a multiprocessor that take one piece after another, 0 for a block a piece.
 
     Rows that are no whole 16 bytes have one schedule only: they are multiplied one number at a time.
     """
     if kernel["k"] % VECTOR:
-        rest = {**dict.fromkeys(KNOBS, 1), "v_early": 0}
+        rest = {**dict.fromkeys(KNOBS, 1), "v_early": 0, "v_stay": 0}
         return Space(choices={knob: (value,) for knob, value in rest.items()}, default=rest)
-    combines = kernel.kind == "grouped_combine"
+    combines, grouped = kernel.kind == "grouped_combine", kernel.kind.startswith("grouped")
     rules = rules_of(kernel, sm)
     few, many = (good(kernel, sm, rules, columns) for columns in (1, 2))
     return Space(
@@ -40,6 +45,7 @@ def space(kernel: Kernel, sm: Sm) -> Space:
             "v_depth": (1, 2, 3, 4),
             "v_blocks": (1, 2, 3, 4),
             "v_early": (0, 1) if combines else (0,),
+            "v_stay": (0,) if combines else (1, 2, 3, 4) if grouped else (0, 1, 2, 3, 4),
         },
         default=few,
         known=[*good_elsewhere(few, rules), *good_elsewhere(many, rules)],
@@ -49,22 +55,27 @@ def space(kernel: Kernel, sm: Sm) -> Space:
 
 
 def good(kernel: Kernel, sm: Sm, rules: tuple[Rule, ...], columns: int) -> Schedule:
-    """The default: most loads under way first, least of them past the end of k, enough blocks for the GPU."""
+    """The default: most loads under way first, least of them past the end of k, enough blocks for the GPU.
+    Blocks stay where each has several pieces to multiply.
+    """
     combines = kernel.kind == "grouped_combine"
     blocks = kernel["n"] // (2 * 16)
-    tiles = (2, 1) if columns == 2 and not combines and blocks >= 2 * sm.multiprocessors else (1,)
+    stays = kernel.kind == "grouped_swiglu" or (not combines and blocks >= STAY * sm.multiprocessors)
+    wide = columns == 2 and not combines and not stays and blocks >= 2 * sm.multiprocessors
+    tiles = (2, 1) if wide else (1,)
     groups = (4, 2, 1) if combines else (1,)
     found = [
         {
             **{"v_tiles": tile, "v_columns": columns, "v_split": split, "v_groups": group},
             **{"v_unroll": unroll, "v_depth": depth, "v_blocks": fit, "v_early": int(combines)},
+            "v_stay": fit if stays else 0,
         }
         for tile in tiles
         for split, unroll in shapes(kernel["k"], most=4 if combines else 8)
         for group in groups
         for depth in (4, 3, 2, 1)
-        for fit in (2, 1)
-        if unroll * depth * tile * columns <= LOADS
+        if (loads := unroll * depth * tile * (1 if stays else columns)) <= LOADS
+        for fit in ((min(4, LOADS // loads),) if stays else (2, 1))
     ]
     return next(each for each in found if not any(rule(each) for rule in rules))
 
@@ -134,9 +145,13 @@ def rules_of(kernel: Kernel, sm: Sm) -> tuple[Rule, ...]:
     def depth(schedule: Schedule) -> str | None:
         if int(schedule["v_depth"]) > batches(schedule):
             return f"v_depth={schedule['v_depth']} is more than the {batches(schedule)} batches of a warp"
-        if combines and batches(schedule) % slots(schedule):
-            return f"{batches(schedule)} batches of an expert are no multiple of v_depth={slots(schedule)}"
+        if (combines or schedule["v_stay"]) and batches(schedule) % slots(schedule):
+            return f"{batches(schedule)} batches are no multiple of v_depth={slots(schedule)}"
         return None
+
+    def stay(schedule: Schedule) -> str | None:
+        stays, fit = int(schedule["v_stay"]), int(schedule["v_blocks"])
+        return f"v_stay={stays} blocks stay where v_blocks={fit} have registers" if stays > fit else None
 
     def tables(schedule: Schedule) -> str | None:
         tiles, columns = int(schedule["v_tiles"]), int(schedule["v_columns"])
@@ -146,4 +161,4 @@ def rules_of(kernel: Kernel, sm: Sm) -> tuple[Rule, ...]:
         has = sm.shared_bytes
         return f"{needed} bytes of shared memory; there are {has}" if needed > has else None
 
-    return block, lanes, loads, depth, tables
+    return block, lanes, loads, depth, tables, stay

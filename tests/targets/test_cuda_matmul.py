@@ -92,6 +92,24 @@ def test_parts_of_k_have_steps_each() -> None:
     assert "too few steps of 64 for 4 parts" in str(space(tiny, SM).objection(split))
 
 
+def test_blocks_stay_where_each_has_several_pieces() -> None:
+    stay = {str(one): bool(space(one, SM).default["v_stay"]) for one in MAIN}
+    assert [name for name, stays in stay.items() if stays] == [str(MAIN[i]) for i in (0, 1, 2, 7, 9)]
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"v_stay": 2, "v_blocks": 1}, "v_stay=2 blocks stay where v_blocks=1 have registers"),
+        ({"v_unroll": 2, "v_depth": 3}, "4 batches are no multiple of v_depth=3"),
+    ],
+)
+def test_what_cannot_stay_is_told(changed: dict[str, int], why: str) -> None:
+    each = space(MAIN[2], SM)
+    assert each.objection(each.default) is None
+    assert each.objection({**each.default, **changed}) == why
+
+
 def rest(one: Kernel) -> dict[str, int | str]:
     """A schedule of the tensor cores' tiles, every knob at its first value."""
     return {**{knob: values[0] for knob, values in space(one, SM).choices.items()}, "path": "gemm"}

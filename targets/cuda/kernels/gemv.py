@@ -1,4 +1,4 @@
-"""Products for few tokens: linear, linear_add, linear_swiglu and grouped_swiglu (see gemv_stream.py).
+"""Products for few tokens (see gemv_stream.py); of these here linear, linear_add and linear_swiglu.
 
 Weights are asked for before pdl_sync where their place does not depend on what the step before writes. All
 functions trigger the next one behind their own pdl_sync: when a function starts, everything but the step
@@ -12,27 +12,19 @@ import tilelang.language as T
 from ...base import Kernel, Schedule
 from ..program import Builder, Step
 from ..sm import Sm
+from . import gemv_stay
 from .gemv_combine import grouped_combine
-from .gemv_stream import (
-    BF16,
-    F32,
-    I32,
-    I64,
-    U32,
-    VECTOR,
-    below,
-    finished,
-    plan_of,
-    registers,
-    share_sums,
-    step,
-    streams,
-)
+from .gemv_stream import BF16, F32, I32, VECTOR, finished, plan_of, registers, share_sums, step, streams
 from .plain import PLAIN
 
 
 def linear(kernel: Kernel, schedule: Schedule, sm: Sm) -> Sequence[Step]:
-    """linear, linear_add and linear_swiglu: a block takes rows of the weight and up to 16 tokens."""
+    """linear, linear_add and linear_swiglu."""
+    return (gemv_stay.linear if schedule["v_stay"] else once)(kernel, schedule, sm)
+
+
+def once(kernel: Kernel, schedule: Schedule, sm: Sm) -> Sequence[Step]:
+    """A block takes rows of the weight and up to 16 tokens."""
     plan = plan_of(kernel, schedule)
     k, n, width, kind = kernel["k"], kernel["n"], plan.width, kernel.kind
     dtype = F32 if kernel["wide"] else BF16
@@ -87,91 +79,6 @@ def linear(kernel: Kernel, schedule: Schedule, sm: Sm) -> Sequence[Step]:
     return [step(gemv_linear_add if kind == "linear_add" else gemv_linear)]
 
 
-def grouped_swiglu(kernel: Kernel, schedule: Schedule, sm: Sm) -> Sequence[Step]:
-    """A block takes rows of one expert that has tokens, and all of these; those past the last end at once."""
-    plan = plan_of(kernel, schedule)
-    k, n, half, experts, share = kernel["k"], kernel["n"], plan.width, kernel["experts"], kernel["share"]
-    chunks = -(-experts // 32)
-    m = T.dynamic("m")
-    weights, _, _, through = streams(plan)
-
-    @T.macro
-    def find(x2, wanted, lane, found):
-        """found: the expert that is the wanted one of those with rows, or -1, its first row and its end."""
-        starts, ends = T.alloc_local((chunks,), I32), T.alloc_local((chunks,), I32)
-        before = T.alloc_local((1,), I32)
-        for c in T.unroll(chunks):
-            e = T.min(c * 32 + lane, experts - 1)
-            ends[c] = T.cast(x2[e], I32)
-            starts[c] = T.cast(x2[T.max(e - 1, 0)], I32)
-            if e == 0:
-                starts[c] = 0
-        before[0] = 0
-        found[0] = -1
-        found[1] = 0
-        found[2] = 0
-        for c in T.unroll(chunks):
-            present = T.And(c * 32 + lane < experts, ends[c] > starts[c])
-            mask = T.cast(T.ballot(present), U32)
-            rank = before[0] + T.cast(T.popcount(mask & below(lane)), I32)
-            if present and rank == wanted:
-                found[0] = c * 32 + lane
-                found[1] = starts[c]
-                found[2] = ends[c]
-            before[0] += T.cast(T.popcount(mask), I32)
-        whose = T.cast(T.ballot(found[0] >= 0), U32)
-        source = T.cast(T.__ffs(T.cast(whose, I32)), I32) - 1
-        if whose != T.uint32(0):
-            for i in T.unroll(3):
-                found[i] = T.shfl_sync(found[i], source)
-
-    @T.prim_func
-    def gemv_grouped_swiglu(
-        x0: T.Tensor((m, k), BF16),
-        x1: T.Tensor((m * share,), I64),
-        x2: T.Tensor((experts,), I64),
-        x3: T.Tensor((experts * n, k), BF16),
-        y0: T.Tensor((m * share, half), BF16),
-    ):
-        with T.Kernel(plan.blocks, T.min(experts, m * share), threads=plan.threads) as (block, wanted):
-            thread = T.get_thread_binding(0)
-            T.annotate_min_blocks_per_sm(plan.fit)
-            warp, lane = thread // 32, thread % 32
-            sums, ws, xs, a = registers(plan)
-            rows, found = T.alloc_local((plan.columns,), I32), T.alloc_local((3,), I32)
-            result = T.alloc_local((1,), F32)
-            shared = T.alloc_shared((plan.split, plan.sums * 32), F32)
-            T.pdl_sync()
-            T.pdl_trigger()
-            find(x2, wanted, lane, found)
-            if found[0] >= 0:
-                for turn in T.serial(T.ceildiv(found[2] - found[1], plan.tokens)):
-                    first = found[1] + turn * plan.tokens
-                    for slot in T.unroll(plan.slots):
-                        weights(ws, x3, T.cast(found[0], I64) * n, block, warp, lane, slot, slot, True)
-                    for q in T.unroll(plan.columns):
-                        row = first + q * 8 + lane // 4
-                        rows[q] = -1
-                        if row < found[2]:
-                            rows[q] = T.cast(x1[row], I32) // share
-                    T.clear(sums)
-                    through(sums, ws, xs, a, x3, T.cast(found[0], I64) * n, x0, rows, block, warp, lane)
-                    share_sums(shared, sums, warp, lane, plan.sums)
-                    for part in T.unroll(plan.turns):
-                        e = part * plan.threads + thread
-                        at, column, token = plan.place(e)
-                        if (
-                            e < plan.results
-                            and block * plan.block + column < half
-                            and first + token < found[2]
-                        ):
-                            finished(result, shared, at, plan.split, True)
-                            y0[first + token, block * plan.block + column] = T.cast(result[0], BF16)
-                    T.sync_threads()
-
-    return [step(gemv_grouped_swiglu)]
-
-
 def fitting(builder: Builder, kind: str) -> Builder:
     """The builder, but one number at a time where rows are no whole 16 bytes."""
 
@@ -187,7 +94,7 @@ BUILDERS: Mapping[str, Builder] = {
         ("linear", linear),
         ("linear_add", linear),
         ("linear_swiglu", linear),
-        ("grouped_swiglu", grouped_swiglu),
+        ("grouped_swiglu", gemv_stay.grouped_swiglu),
         ("grouped_combine", grouped_combine),
     )
 }
