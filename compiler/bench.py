@@ -82,7 +82,7 @@ def steps(artifact: Artifact, ids: Array, new: int) -> Iterator[None]:
     texts = artifact.texts(len(ids), ids.shape[1] + new)
     mask = np.ones((len(ids), ids.shape[1] + new), np.int64)
     for end in range(ids.shape[1], ids.shape[1] + new + 1):
-        ids = np.argmax(texts.last(ids, mask[:, :end]), axis=-1)[:, None]
+        ids = texts.next(ids, mask[:, :end])[:, None]
         yield
 
 

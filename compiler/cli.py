@@ -151,6 +151,20 @@ with_cache = click.option(
     type=click.Choice(["f32", "bf16"]),
     help="How earlier tokens are kept; default: f32 on the cpu, else bf16, which takes half the memory.",
 )
+with_cache_pages = click.option(
+    "--cache-pages",
+    type=click.IntRange(1),
+    metavar="ROWS",
+    help="Keep caches in pages of so many rows (64), which all texts share, as servers do.",
+)
+with_head = click.option(
+    "--head",
+    default="logits",
+    show_default=True,
+    type=click.Choice(["logits", "next"]),
+    help="What comes out: logits of every token, or the next token of each text, which the artifact chooses "
+    "as its inputs temperature, top_k, top_p and uniform say.",
+)
 with_routing_trace = click.option(
     "--routing-trace",
     type=click.Path(path_type=Path),
@@ -197,6 +211,8 @@ def main() -> None:
 @with_quant
 @with_quant_config
 @with_cache
+@with_cache_pages
+@with_head
 @with_target
 @with_isa
 @with_budget("0")
@@ -305,6 +321,8 @@ def bench(
 @with_quant
 @with_quant_config
 @with_cache
+@with_cache_pages
+@with_head
 @with_targets
 @with_isa
 @with_log
@@ -333,7 +351,10 @@ def compare(what: str, targets: tuple[str, ...], machine: bool, options: dict[st
     from .plans import compare, plans
     from .progress import Bar
 
-    if given := [name for name in ("isa", "watch") if options.pop(name) is not None]:
+    if options.pop("head") != "logits":
+        raise click.UsageError(f"--head is for one --target; {len(targets)} are given")
+    alone = ("isa", "watch", "cache_pages")
+    if given := [name.replace("_", "-") for name in alone if options.pop(name) is not None]:
         raise click.UsageError(f"--{given[0]} is for one --target; {len(targets)} are given")
     with Bar() as bar:
         found = compare(what, targets, progress=bar, **options)

@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..passes.caches import NarrowCaches
+from ..passes.head import LOGITS, NEXT, RESULTS, choosing
 from ..passes.layout import is_weight, pack, packed
+from ..passes.pages import PageCaches
 from ..passes.precision import Policy, Precision
 from ..targets.base import Kernel
+from ..targets.paged import left_over
 from ..tuning.log import Log, default_path
 from ..tuning.plan import Plan
 from ..tuning.search import Budget
@@ -23,14 +26,14 @@ from . import artifact, costs, library, pipeline, proof, verified
 from . import manifest as manifests
 from .conditions import conditions
 from .guesses import guesses
-from .ir import B, Graph, L, Miss, Node, S, T
+from .ir import B, Graph, L, Miss, Node, P, S, T
 from .manifest import File, Manifest, PlannedKernel, StoredWeight
 from .onnx_graph import Naming
 from .ops.region import REGION
 from .ops.sources import INPUT, LITERAL
 from .pipeline import PassReport
 from .planning import NOTHING, planned
-from .policy import NONE, cache_of, policy_of
+from .policy import NONE, cache_of, expect_read, pages_of, policy_of
 from .progress import Steps, quiet
 from .report import Report, html
 from .rooms import target_of
@@ -82,6 +85,8 @@ def compile_model(
     quant: str = NONE,
     quant_config: Path | None = None,
     cache: str | None = None,
+    cache_pages: int | None = None,
+    head: str = LOGITS,
     threads: int | None = None,
     prove: bool = True,
     progress: Steps = quiet,
@@ -92,12 +97,15 @@ def compile_model(
     model: a Hugging Face folder or "package.module:function"; or config, a config.json, with
     random_weights, a seed. quant: how weights are stored ("int8", "int4", "bf16", "none" for the target's own
     way), and quant_config, a file of patterns of tensors' names and their formats. cache: how a caller keeps
-    what is known of earlier tokens, "f32" or "bf16", None for the target's own way. isa: what the artifact
-    may use (x86-64-v3, sm_90a), None for this machine's. budget: how much to tune ("0", "2m", "40t").
+    what is known of earlier tokens, "f32" or "bf16", None for the target's own way; cache_pages: in pages of
+    so many rows that all texts share, None for rows of each text's own. isa: what the artifact may use
+    (x86-64-v3, sm_90a), None for this machine's. budget: how much to tune ("0", "2m", "40t").
     retune: search on where the log already has a result. verify: measure once what is from other shapes or
     machines. log: the tuning log. routing_trace: expert ids that tokens chose, to time experts with
     (targets/routing.py says how). watch: a folder for the graph after each pass. check: compare numbers
-    around each pass. threads: that it will be run with, None for this machine's. prove: compare the artifact
+    around each pass. head: what comes out, "logits" of every token or, chosen by the artifact itself, the
+    "next" token of each text (passes/head.py). threads: that it will be run with, None for this machine's.
+    prove: compare the artifact
     with PyTorch; where this machine cannot run it, the manifest says why. progress: told of steps; events:
     of tuning (tuning_events.py).
     Raises BadModel, BadPolicy, UnmetRule, UnsupportedOp, OutputTaken, CannotBuild, BadLog, BadTrace or
@@ -111,8 +119,9 @@ def compile_model(
     if source.config and not source.checkpoint and source.seed is None:
         raise BadModel(f"{source.name}: a config alone has no weights to compile; add --random-weights SEED")
     policy, cache = policy_of(quant, quant_config, machine.policies), cache_of(machine, cache)
+    pages = pages_of(machine, cache_pages)
     with artifact.writing(Path(out), force) as folder:
-        front = understand(source, machine, clock, watch, check, policy, cache)
+        front = understand(source, machine, clock, watch, check, policy, cache, pages=pages, head=head)
         with clock.step("tune"):
             called = conditions(machine, front.graph, front.kernels.values(), threads, routing_trace)
             plan = planned(front, known, Budget.parse(budget), called, progress, retune, verify, teller)
@@ -152,6 +161,8 @@ def explain(
     quant: str = NONE,
     quant_config: Path | None = None,
     cache: str | None = None,
+    cache_pages: int | None = None,
+    head: str = LOGITS,
     threads: int | None = None,
     progress: Steps = quiet,
 ) -> Report:
@@ -166,7 +177,8 @@ def explain(
     shapes = Path(config or model)
     source = resolve(model, shapes if config or shapes.exists() else None)
     policy, cache = policy_of(quant, quant_config, machine.policies), cache_of(machine, cache)
-    front = understand(source, machine, clock, watch, False, policy, cache)
+    pages = pages_of(machine, cache_pages)
+    front = understand(source, machine, clock, watch, False, policy, cache, pages=pages, head=head)
     known = Log(Path(log or default_path()), machine.measured)
     called = conditions(machine, front.graph, front.kernels.values(), threads)
     teller = Teller()
@@ -196,10 +208,14 @@ def understand(
     policy: Policy | None,
     cache: str,
     traced: Traced | None = None,
+    pages: int = 0,
+    head: str = LOGITS,
 ) -> Front:
     """Trace the model and run the target's passes. No weight is read unless numbers are to be checked.
 
-    traced: the same model, traced before.
+    traced: the same model, traced before. pages: rows of pages that caches are in, 0 for none. head: as in
+    compile_model. Raises BadPolicy for pages that the target does not read, BadModel for a head that the
+    model does not have.
     """
     from .trace import trace
 
@@ -208,14 +224,25 @@ def understand(
             traced = trace(source)
     misses: list[Miss] = []
     with clock.step("passes"):
-        feeds = pipeline.random_feeds(traced.graph, SMALL) if check else {}
+        asked = headed(source, traced.graph, head)
+        feeds = pipeline.random_feeds(asked, SMALL) if check else {}
         checked = pipeline.Check(traced.weights, feeds) if check else None
         narrow = [NarrowCaches()] if cache == "bf16" else []
         rounding = [Precision(policy, machine.formats, machine.widest)] if policy else []
-        passes = (*narrow, *machine.passes, *rounding)
-        graph, reports = pipeline.run(traced.graph, passes, misses=misses, watch=watch, check=checked)
+        paged = [PageCaches(pages)] if pages else []
+        passes = (*narrow, *paged, *machine.passes, *rounding)
+        graph, reports = pipeline.run(asked, passes, misses=misses, watch=watch, check=checked)
+        expect_read(machine, graph)
         kernels = {node: machine.kernel_of(node) for node in graph if node.op is REGION}
     return Front(source, traced, graph, kernels, reports, misses)
+
+
+def headed(source: Source, graph: Graph, head: str) -> Graph:
+    """The graph of what is asked of the model. Raises BadModel where it does not say how texts go on."""
+    try:
+        return choosing(graph) if head == NEXT else graph
+    except ValueError as error:
+        raise BadModel(f"{source.name}: {error}") from None
 
 
 def laid_out(front: Front, machine: Any, plan: Plan) -> tuple[Graph, Naming]:
@@ -265,6 +292,7 @@ def describe(
         cache={
             "bytes_per_token": stored,
             "unfused_bytes_per_token": facts.layers * facts.expanded * FLOAT_BYTES if facts else stored,
+            **in_pages(front.graph),
         },
         active_bytes_per_token=costs.active_bytes(front.graph),
         passes=[asdict(report) for report in front.passes],
@@ -273,6 +301,12 @@ def describe(
         positions=facts.positions if facts else None,
         tuning=teller.worth.json() | ({"guesses": guessed} if guessed else {}) if teller.worth else None,
     )
+
+
+def in_pages(graph: Graph) -> Mapping[str, int]:
+    """Rows of the pages that caches are in, and how many nodes gather or write them for lack of kernels."""
+    pools = [value.shape[2] for value in graph.inputs if P in value.shape]
+    return {"page_rows": int(pools[0]), "page_nodes": len(left_over(graph))} if pools else {}
 
 
 def whole(graph: Graph) -> bool:
@@ -289,4 +323,5 @@ def proven(front: Front, folder: Path, rounded: bool) -> Mapping[str, Any]:
     """The artifact in the folder beside PyTorch; rounded: whether any number is stored narrower."""
     facts, shapes = front.traced.facts, front.traced.shapes.values()
     weights = FLOAT_BYTES * sum(map(math.prod, shapes))
-    return proof.prove(folder, front.source, facts.vocab if facts else None, rounded, weights)
+    found = proof.prove(folder, front.source, facts.vocab if facts else None, rounded, weights)
+    return found | ({"head": NEXT} if RESULTS[0] in front.graph.names else {})

@@ -84,7 +84,7 @@ def kernels(folder: Path, feeds: Feeds) -> dict[str, dict[str, float]]:
     if "input_ids" not in feeds:
         return errors
     ids, mask = feeds["input_ids"], feeds["attention_mask"]
-    empty = {name: array for name, array in feeds.items() if name.startswith("past.")}
+    empty = {name: feeds[name] for name in model.empty(*ids.shape)}
     cache = model.filled(empty)
     model.step(ids, mask, cache)
     if model.on_device:
@@ -96,16 +96,22 @@ def kernels(folder: Path, feeds: Feeds) -> dict[str, dict[str, float]]:
 
 
 def following(feeds: Feeds) -> Feeds:
-    """One more token after the last row of a prompt, whose caches hold it."""
-    rows = {name: np.ascontiguousarray(array[-1:]) for name, array in feeds.items()}
+    """One more token after the last row of a prompt, whose caches hold it; pools stay as they are."""
+    shared = runner.PAGES in feeds
+    rows = {
+        name: array if shared and name.startswith("past.") else np.ascontiguousarray(array[-1:])
+        for name, array in feeds.items()
+    }
     mask = np.ones((1, feeds["input_ids"].shape[1] + 1), np.int64)
     return {**rows, "input_ids": rows["input_ids"][:, :1], "attention_mask": mask}
 
 
 def prompt(folder: Path, ids: Array, mask: Array) -> Feeds:
     """What a language model is fed: tokens i64 [B, T], with empty caches that have room for one more."""
-    empty = opened(folder).empty(len(ids), ids.shape[1] + 1)
-    return {"input_ids": ids, "attention_mask": mask, **empty}
+    model = opened(folder)
+    empty = model.empty(len(ids), ids.shape[1] + 1)
+    wishes = runner.Sampler(1.0, 5, 0.9, seed=0).wishes(len(ids)) if model.chooses else {}
+    return {"input_ids": ids, "attention_mask": mask, **empty, **wishes}
 
 
 def generate(folder: Path, ids: Array, new: int, mask: Array) -> Array:

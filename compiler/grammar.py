@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import sympy
 
-from .ir import B, Dim, L, S, T, Type, TypeMismatch, plain
+from .ir import B, Dim, L, P, S, T, Type, TypeMismatch, plain
 
 
 class TextError(ValueError):
@@ -18,7 +18,7 @@ class TextError(ValueError):
 
 
 Item = TypeVar("Item")
-_SIZES: dict[str, sympy.Symbol] = {str(symbol): symbol for symbol in (B, T, S, L)}
+_SIZES: dict[str, sympy.Symbol] = {str(symbol): symbol for symbol in (B, T, S, L, P)}
 _TOKEN = re.compile(
     r"""(?P<space>\s+) | (?P<origin>\#[^\n]*) | (?P<data>b64"[A-Za-z0-9+/=]*")
     | (?P<string>"(?:[^"\\\n]|\\.)*")

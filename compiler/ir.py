@@ -22,8 +22,9 @@ import sympy
 Dim: TypeAlias = int | sympy.Expr
 Array: TypeAlias = npt.NDArray[Any]
 
-# The sizes known only at run time: batch, new tokens, tokens already cached, rows the cache has room for.
-B, T, S, L = sympy.symbols("B T S L", positive=True, integer=True)
+# The sizes known only at run time: batch, new tokens, tokens already cached, rows the cache has room for,
+# pages of a pool that caches share.
+B, T, S, L, P = sympy.symbols("B T S L P", positive=True, integer=True)
 
 DTYPES: Mapping[str, Any] = {
     "f64": np.dtype(np.float64),

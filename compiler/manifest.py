@@ -68,7 +68,8 @@ class Manifest:
     whole (whether every node is a kernel of it) and, where the library is an execution provider, provider
     (memory, vendor: where its kernels read and write, as onnxruntime names it).
     onnxruntime: the oldest release it loads in, the newest tried. cache: bytes_per_token as stored, and
-    unfused_bytes_per_token with all heads' keys and values. proof: see proof.py; None where it was not run.
+    unfused_bytes_per_token with all heads' keys and values; in pages, page_rows of one, and page_nodes, which
+    are no kernels. proof: see proof.py; None where it was not run.
     positions: the most tokens a text may have, None where the model takes none. tuning: what it cost and
     bought (tuning/worth.py), and what choices hang on where times are not measured (guesses.py).
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,8 @@ def run(
 
     misses: gets why patterns that nearly matched were not taken. watch: a folder that gets the graph as text
     before the first pass and after each, as NN-name.txt. check: raises PassMovedNumbers at the first pass
-    that moves the numbers, but for passes that say that they round. progress: called after each pass.
+    that moves the numbers, but for passes that say that they round; a pass that changes inputs says how it is
+    `fed` then. progress: called after each pass.
     """
     misses = [] if misses is None else misses
     reports: list[PassReport] = []
@@ -66,6 +67,8 @@ def run(
         started, before = time.perf_counter(), graph
         graph = step(graph, misses)
         seconds = time.perf_counter() - started
+        if check and hasattr(step, "fed"):
+            check = replace(check, feeds=step.fed(before, check.feeds))
         name = name_of(step)
         reports.append(PassReport(name, fired(step, before, graph), seconds, len(before), len(graph)))
         written(watch, position, name, graph)

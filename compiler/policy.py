@@ -1,4 +1,4 @@
-"""Which weights become narrower: --quant, and a file of rules that overrides it."""
+"""Which weights become narrower: --quant, and a file of rules that overrides it; and how caches are kept."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..passes.precision import FORMATS, POLICIES, ROLES, Policy
+from ..targets.paged import left_over
+from .ir import Graph
 
 NONE = "none"
 # --quant -> the policy, of a target whose kernels read all formats; None leaves weights as they are.
@@ -40,6 +42,26 @@ def cache_of(machine: Any, cache: str | None) -> str:
         there = ", ".join(machine.caches)
         raise BadPolicy(f"the {machine.name} target keeps no cache in {cache}; there is {there}")
     return cache or str(machine.caches[0])
+
+
+def pages_of(machine: Any, rows: int | None) -> int:
+    """Rows of the pages that a target's artifact keeps caches in; 0 where each text has rows of its own.
+
+    Raises BadPolicy.
+    """
+    if rows and rows not in machine.pages:
+        there = f"pages of {', '.join(map(str, machine.pages))} rows" if machine.pages else "none in pages"
+        raise BadPolicy(f"the {machine.name} target keeps no cache in pages of {rows} rows; there is {there}")
+    return rows or 0
+
+
+def expect_read(machine: Any, graph: Graph) -> None:
+    """Raises BadPolicy where a target with memory of its own has pages that none of its kernels reads."""
+    if "provider" in machine.facts and (left := left_over(graph)):
+        raise BadPolicy(
+            f"the {machine.name} target has kernels for pages of latents, and none for {left[0]!r}; leave "
+            "--cache-pages out for this model"
+        )
 
 
 def read_rules(path: Path) -> Sequence[tuple[str, str]]:

@@ -133,6 +133,8 @@ def _language_model(run: Exercise, source: Source, vocabulary: int) -> dict[str,
 
     logit_error: RMS of the difference over RMS of PyTorch's logits. tokens_equal: those before the first that
     differs, after which a text goes its own way. tokens_agreed: all, where each follows PyTorch's tokens.
+    Of an artifact that chooses tokens itself (head: next), tokens are its own choice and logits, of which a
+    step gives those of its last token, come from steps of one token.
     """
     from .eager import reference
 

@@ -144,6 +144,8 @@ def outcome(report: Report) -> Table:
     found = report.manifest
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_row("cache", _cache(found.cache["bytes_per_token"], found.cache["unfused_bytes_per_token"]))
+    if "page_rows" in found.cache:
+        table.add_row("pages", _pages(found.cache["page_rows"], found.cache["page_nodes"]))
     table.add_row("active weights", f"{size(found.active_bytes_per_token)} a token")
     if "without_npu" in found.target:
         table.add_row("target", f"{found.target['isa']}; where there is none, {found.target['without_npu']}")
@@ -278,6 +280,11 @@ def _cache(stored: int, unfused: int) -> str:
     if not stored:
         return "none"
     return f"{size(stored)} a token; all heads' keys and values: {size(unfused)} ({unfused / stored:.1f}x)"
+
+
+def _pages(rows: int, nodes: int) -> str:
+    how = f"{nodes} standard operators write and gather them" if nodes else "kernels read them where they lie"
+    return f"caches in pages of {rows} rows; {how}"
 
 
 def times(found: Manifest) -> str:

@@ -12,12 +12,16 @@ import numpy as np
 from . import artifact
 from .ir import DTYPES, Array
 from .manifest import Manifest
+from .ops.pages import expect_pages
+from .ops.sampling import CHOOSE_TOKEN
 from .session import ELEMENTS, copy, memory, open_session, run_options, simulated
 
 # The numbers of a cache, by onnxruntime's name for them.
 STORED = {"tensor(float)": DTYPES["f32"], "tensor(bfloat16)": DTYPES["bf16"]}
 CHUNK = 512  # tokens of a prompt that go through the model at once, so its logits stay small
 ROOM = 256  # rows that a cache on a device grows by, so that texts of about one length share what is recorded
+
+PAGES = "pages"  # the input that says where rows are, of an artifact with caches in pages
 
 Cache = Mapping[str, Any]  # by input name: arrays, or tensors in the memory of the target's kernels
 
@@ -40,6 +44,36 @@ def load(
     return Artifact(path, found, open_session(path, found, threads, kernels))
 
 
+class Sampler:
+    """How tokens are chosen: the most likely, or drawn where temperature is above 0 (ops/sampling.py)."""
+
+    def __init__(
+        self, temperature: float = 0.0, top_k: int | None = None, top_p: float = 1.0, seed: int | None = None
+    ) -> None:
+        self._temperature, self._top_k, self._top_p = temperature, top_k or 0, top_p
+        self._random = np.random.default_rng(seed)
+
+    def wishes(self, batch: int) -> dict[str, Array]:
+        """What an artifact that chooses tokens itself is asked for so many texts; drawn anew each time."""
+        every = np.ones(batch, np.float32)
+        drawn = self._random.random(batch, np.float32) if self._temperature > 0 else 0 * every
+        return {
+            "temperature": every * np.float32(self._temperature),
+            "top_k": np.full(batch, self._top_k, np.int64),
+            "top_p": every * np.float32(self._top_p),
+            "uniform": drawn,
+        }
+
+    def __call__(self, logits: Array) -> Array:
+        """Tokens i64 [B] by logits f32 [B, vocab]: the same, chosen here."""
+        if self._temperature <= 0:
+            return np.asarray(np.argmax(logits, axis=-1))
+        return np.asarray(CHOOSE_TOKEN.reference(logits, **self.wishes(len(logits)))[0])
+
+
+GREEDY = Sampler()
+
+
 class Artifact:
     """A loaded model. `session` is the onnxruntime.InferenceSession, for whoever wants to use it directly."""
 
@@ -49,7 +83,9 @@ class Artifact:
         self.session = session
         inputs = {each.name: each for each in session.get_inputs()}
         self._caches = {name: each for name, each in inputs.items() if name.startswith("past.")}
+        self._paged = PAGES in inputs
         self._language_model = "input_ids" in inputs
+        self.chooses = "uniform" in inputs  # whether it gives tokens, and logits of the last one only
         own = manifest.target.get("provider") and len(session.get_providers()) > 1
         self.on_device = bool(own)  # whether caches are in a memory of the kernels' own
         self.replays = self.on_device and bool(manifest.target.get("whole"))
@@ -69,21 +105,34 @@ class Artifact:
     def cache(self, batch: int, rows: int) -> dict[str, Any]:
         """Caches f32 or bf16 [batch, heads, rows, width] by input name, with room for `rows` tokens.
 
-        Empty arrays, or tensors of undefined contents where the kernels have a memory of their own.
+        Empty arrays, or tensors of undefined contents where the kernels have a memory of their own. In pages:
+        pools [pages, heads, rows of a page, width], and the table that gives each text pages of its own.
         """
         if not self.on_device:
             return self.empty(batch, rows)
-        facts = self.manifest.target
-        return {name: memory(facts, *each) for name, each in self._forms(batch, rows).items()}
+        facts, table = self.manifest.target, self.filled(self.table(batch, rows))
+        return {name: memory(facts, *each) for name, each in self._forms(batch, rows).items()} | dict(table)
 
     def empty(self, batch: int, rows: int) -> dict[str, Any]:
         """The same as arrays of zeros in any case."""
-        return {name: np.zeros(*each) for name, each in self._forms(batch, rows).items()}
+        pools = {name: np.zeros(*each) for name, each in self._forms(batch, rows).items()}
+        return pools | self.table(batch, rows)
+
+    def table(self, batch: int, rows: int) -> dict[str, Array]:
+        """The pages i64 [batch, n] of a cache of that room, one after the other; nothing without pages."""
+        if not self._paged:
+            return {}
+        each = -(-rows // self.manifest.cache["page_rows"])
+        return {PAGES: np.arange(batch * each).reshape(batch, each)}
 
     def _forms(self, batch: int, rows: int) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """Shape and dtype of each cache."""
+        """Shape and dtype of each cache, or pool."""
+        count, page = batch, rows
+        if self._paged:
+            page = self.manifest.cache["page_rows"]
+            count = batch * -(-rows // page)
         return {
-            name: ((batch, int(each.shape[1]), rows, int(each.shape[3])), STORED[each.type])
+            name: ((count, int(each.shape[1]), page, int(each.shape[3])), STORED[each.type])
             for name, each in self._caches.items()
         }
 
@@ -99,21 +148,34 @@ class Artifact:
 
     def step(self, ids: Array, mask: Array, cache: Cache) -> Array:
         """Logits f32 [B, T, vocab] of new tokens i64 [B, T]; their rows are written into `cache`, in place.
+        Of an artifact that chooses tokens [B, 1, vocab]: those of the last.
 
         mask i64 [B, S+T] covers the S cached tokens and the new ones: 0 for padding, which is on the left.
         """
         return np.asarray(self.run(ids, mask, cache).get_outputs()[-1].numpy())
 
-    def run(self, ids: Array, mask: Array, cache: Cache, logits: Any = None) -> Any:
-        """The same step; gives the binding that it ran with. logits: where they go, None for a new array."""
+    def run(
+        self,
+        ids: Array,
+        mask: Array,
+        cache: Cache,
+        place: Any = None,
+        result: str = "logits",
+        choose: Sampler = GREEDY,
+    ) -> Any:
+        """The same step; gives the binding that it ran with, whose last output is the result: "logits" or,
+        where the artifact chooses, "token". place: where it goes, None for a new array.
+        """
         binding = self.session.io_binding()
         binding.bind_cpu_input("input_ids", np.ascontiguousarray(ids, np.int64))
         binding.bind_cpu_input("attention_mask", np.ascontiguousarray(mask, np.int64))
         bind(binding, cache)
-        if logits is None:
-            binding.bind_output("logits", "cpu")
+        for name, wish in choose.wishes(len(ids)).items() if self.chooses else ():
+            binding.bind_cpu_input(name, wish)
+        if place is None:
+            binding.bind_output(result, "cpu")
         else:
-            binding.bind_ortvalue_output("logits", logits)
+            binding.bind_ortvalue_output(result, place)
         self.session.run_with_iobinding(binding, run_options(None) if self.replays else None)
         return binding
 
@@ -129,7 +191,11 @@ class Artifact:
     def logits(self, ids: Any, attention_mask: Any = None) -> Array:
         """Logits f32 [B, T, vocab] of whole sequences i64 [B, T]; attention_mask i64 [B, T], left padding."""
         ids, mask = self.prompt(ids, attention_mask)
-        return self.step(ids, mask, self.cache(*ids.shape))
+        cache, tokens = self.cache(*ids.shape), ids.shape[1]
+        if not self.chooses:
+            return self.step(ids, mask, cache)
+        ends = range(1, tokens + 1)  # it gives one token's at a time
+        return np.hstack([self.step(ids[:, end - 1 : end], mask[:, :end], cache) for end in ends])
 
     def generate(
         self,
@@ -158,7 +224,7 @@ class Artifact:
         done = np.zeros(len(ids), bool)
         new = ids  # tokens to feed next
         for _ in range(max_new_tokens):
-            token = choose(texts.last(new, mask))
+            token = texts.next(new, mask, choose)
             token = np.where(done, eos_token_id or 0, token)
             new = token[:, None]
             ids, mask = np.hstack([ids, new]), np.hstack([mask, np.ones_like(new)])
@@ -215,6 +281,16 @@ class Texts:
             logits = self.step(chunk, known)
         return np.asarray(logits[:, -1])
 
+    def next(self, ids: Array, mask: Array, choose: Sampler = GREEDY) -> Array:
+        """The tokens i64 [B] that follow new ones, of which it sees some at a time, as `last` does."""
+        if not self.artifact.chooses:
+            return choose(self.last(ids, mask))
+        *before, (end, known) = chunks(ids, mask)
+        for chunk, its in before:
+            self.artifact.run(chunk, its, self.cache, result="token")
+        ran = self.artifact.run(end, known, self.cache, result="token", choose=choose)
+        return np.asarray(ran.get_outputs()[-1].numpy())
+
 
 class Recorded(Texts):
     """Texts on a device, whose steps of one token are recorded once and then replayed.
@@ -236,6 +312,14 @@ class Recorded(Texts):
         self.binding.bind_ortvalue_input("attention_mask", self.mask)
         bind(self.binding, self.cache)
         self.binding.bind_ortvalue_output("logits", self.logits)
+        self.wished: dict[str, tuple[Array, Any]] = {}  # what was asked last, here and in the device's memory
+        if artifact.chooses:
+            self.token = memory(facts, (batch,), DTYPES["i64"])
+            self.binding.bind_ortvalue_output("token", self.token)
+            for name, wish in GREEDY.wishes(batch).items():
+                self.wished[name] = wish, memory(facts, wish.shape, wish.dtype)
+                copy(*self.wished[name])
+                self.binding.bind_ortvalue_input(name, self.wished[name][1])
 
     def last(self, ids: Array, mask: Array) -> Array:
         """The same. Only the last token's logits are fetched: those before it go in by themselves."""
@@ -243,9 +327,21 @@ class Recorded(Texts):
             self.feed(chunk, known)
         return np.asarray(self.step(ids[:, -1:], mask)[:, -1])
 
+    def next(self, ids: Array, mask: Array, choose: Sampler = GREEDY) -> Array:
+        """The same; logits stay where they are."""
+        if not self.artifact.chooses:
+            return choose(self.last(ids, mask))
+        for chunk, known in chunks(ids[:, :-1], mask[:, :-1]):
+            self.feed(chunk, known)
+        self.replay(ids[:, -1:], mask, choose)
+        token = np.empty(self.batch, np.int64)
+        copy(self.token, token)
+        return token
+
     def feed(self, ids: Array, mask: Array) -> None:
         """As step, with logits that nobody looks at."""
-        shape = (*ids.shape, self.artifact.vocabulary)
+        tokens = 1 if self.artifact.chooses else ids.shape[1]
+        shape = (self.batch, tokens, self.artifact.vocabulary)
         unseen = memory(self.artifact.manifest.target, shape, DTYPES["f32"])
         self.artifact.run(ids, mask, self.cache, unseen)
 
@@ -256,19 +352,32 @@ class Recorded(Texts):
     def step(self, ids: Array, mask: Array) -> Array:
         if ids.shape[1] > 1:
             return super().step(ids, mask)
-        wide = np.zeros((self.batch, self.rows), np.int64)
-        wide[:, : mask.shape[1]] = mask
+        self.replay(ids, mask)
         logits = np.empty((self.batch, 1, self.artifact.vocabulary), np.float32)
-        copy(np.ascontiguousarray(ids, np.int64), self.ids)
-        copy(wide, self.mask)
-        self.artifact.session.run_with_iobinding(self.binding, run_options(self.number))
         copy(self.logits, logits)
         return logits
 
+    def replay(self, ids: Array, mask: Array, choose: Sampler = GREEDY) -> None:
+        """A step of one token, whose results stay in the device's memory."""
+        wide = np.zeros((self.batch, self.rows), np.int64)
+        wide[:, : mask.shape[1]] = mask
+        copy(np.ascontiguousarray(ids, np.int64), self.ids)
+        copy(wide, self.mask)
+        for name, wish in choose.wishes(self.batch).items() if self.wished else ():
+            before, place = self.wished[name]
+            if not np.array_equal(before, wish):
+                copy(wish, place)
+                self.wished[name] = wish, place
+        self.artifact.session.run_with_iobinding(self.binding, run_options(self.number))
+
 
 def bind(binding: Any, cache: Cache) -> None:
-    """Each cache as what goes in and what comes out, so that it is written in place."""
+    """Each cache as what goes in and what comes out, so that it is written in place; a table only goes in."""
+    if PAGES in cache:
+        bind_table(binding, cache)
     for past, rows in cache.items():
+        if past == PAGES:
+            continue
         present = past.replace("past", "present", 1)
         if isinstance(rows, np.ndarray):
             place = ("cpu", 0, ELEMENTS[rows.dtype], rows.shape, rows.ctypes.data)
@@ -279,30 +388,29 @@ def bind(binding: Any, cache: Cache) -> None:
             binding.bind_ortvalue_output(present, rows)
 
 
+def bind_table(binding: Any, cache: Cache) -> None:
+    """The table of a cache in pages. Raises BadRequest where an array says a page that no pool has; where it
+    is in a device's memory, the kernels see to it: what would be read there is NaN, and nothing is written.
+    """
+    table = cache[PAGES]
+    if not isinstance(table, np.ndarray):
+        binding.bind_ortvalue_input(PAGES, table)
+        return
+    try:
+        expect_pages(table, min(len_of(pool) for name, pool in cache.items() if name != PAGES))
+    except ValueError as wrong:
+        raise BadRequest(f"got a table of pages that does not fit: {wrong}") from None
+    binding.bind_cpu_input(PAGES, np.ascontiguousarray(table, np.int64))
+
+
+def len_of(pool: Any) -> int:
+    """How many pages it has, be it an array or a tensor."""
+    return len(pool) if isinstance(pool, np.ndarray) else int(pool.shape()[0])
+
+
 def chunks(new: Array, mask: Array) -> Iterator[tuple[Array, Array]]:
     """New tokens i64 [B, T] some at a time, each with the mask [B, S+T] up to its end."""
     seen = mask.shape[1] - new.shape[1]
     for start in range(0, new.shape[1], CHUNK):
         chunk = new[:, start : start + CHUNK]
         yield chunk, mask[:, : seen + start + chunk.shape[1]]
-
-
-class Sampler:
-    """Chooses a token from logits [B, vocab]: the most likely, or a draw when temperature is above 0."""
-
-    def __init__(self, temperature: float, top_k: int | None, top_p: float, seed: int | None) -> None:
-        self._temperature, self._top_k, self._top_p = temperature, top_k, top_p
-        self._random = np.random.default_rng(seed)
-
-    def __call__(self, logits: Array) -> Array:
-        if self._temperature <= 0:
-            return np.asarray(np.argmax(logits, axis=-1))
-        order = np.argsort(-logits, axis=-1, kind="stable")[:, : self._top_k]
-        likely = np.take_along_axis(logits, order, -1).astype(np.float64)
-        with np.errstate(over="ignore"):  # a temperature near 0 makes the unlikely infinitely so
-            chance = np.exp((likely - likely[:, :1]) / self._temperature)
-        chance /= chance.sum(-1, keepdims=True)
-        # The most likely tokens up to a total chance of top_p; always the first.
-        chance[:, 1:][(np.cumsum(chance, -1) - chance)[:, 1:] >= self._top_p] = 0
-        pick = [self._random.choice(row.size, p=row / row.sum()) for row in chance]
-        return np.take_along_axis(order, np.array(pick)[:, None], -1)[:, 0]

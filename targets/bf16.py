@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from ..compiler.ir import Node
 from ..compiler.pipeline import Pass
 from ..passes.activations import NarrowActivations
-from ..passes.partition import Partition
+from ..passes.partition import Claim, Partition
 from ..passes.spans import AddSpans, read_ids
-from . import regions
+from . import paged, regions
 from .base import Kernel
 from .claims import CLAIMS
 from .fusing import FUSING
@@ -28,6 +28,8 @@ DIMS: Mapping[str, tuple[str, ...]] = {
     "embedding": ("v", "n"),
     "angles": ("f",),
 }
+# Those of ENDS, which not every target has kernels for.
+END_DIMS: Mapping[str, tuple[str, ...]] = {"last_norm": regions.DIMS["rms_norm"], "choose_token": ("v",)}
 
 # kind -> operands in f32 (cos, sin, frequencies, logits, the weights of a gate): all other numbers are bf16,
 # but for weights that no product reads.
@@ -39,9 +41,15 @@ WIDE_OPERANDS: Mapping[str, tuple[int, ...]] = {
     "latent_write": (2, 3),
     "latent_attention": (1, 2),
     "rotary": (1, 2),
+    "choose_token": (0, 1, 3, 4),
 }
 # kind -> results in f32.
-WIDE_RESULTS: Mapping[str, tuple[int, ...]] = {"angles": (0, 1), "top_k_gate": (1,), "route": (2,)}
+WIDE_RESULTS: Mapping[str, tuple[int, ...]] = {
+    "angles": (0, 1),
+    "top_k_gate": (1,),
+    "route": (2,),
+    "choose_token": (1,),
+}
 
 # kind -> the place of the span among its operands, right after the mask.
 SPANNED: Mapping[str, int] = {
@@ -53,20 +61,25 @@ SPANNED: Mapping[str, int] = {
 }
 
 # The formats of weights for which there is a kernel of a kind; none reads f32.
-FORMATS: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys((*MATMULS, "route", "latent_attention", "embedding"), ("bf16",))
-}
-
-
-PASSES: tuple[Pass, ...] = (
-    *FUSING,
-    read_ids,
-    Partition((*CLAIMS, *LOOKUPS)),
-    AddSpans(SPANNED),
-    NarrowActivations(WIDE_OPERANDS, WIDE_RESULTS, EITHER),
+FORMATS: Mapping[str, tuple[str, ...]] = paged.with_paged(
+    dict.fromkeys((*MATMULS, "route", "latent_attention", "embedding"), ("bf16",))
 )
+
+
+def passes(*ends: Claim) -> tuple[Pass, ...]:
+    """What becomes of a graph; ends: claims of ENDS, where a target has kernels for them."""
+    return (
+        *FUSING,
+        read_ids,
+        Partition((*ends, *paged.CLAIMS, *CLAIMS, *LOOKUPS)),
+        AddSpans(paged.with_paged(SPANNED)),
+        NarrowActivations(paged.with_paged(WIDE_OPERANDS), WIDE_RESULTS, EITHER),
+    )
+
+
+PASSES = passes()
 
 
 def kernel_of(region: Node) -> Kernel:
     """The kernel for a region. Raises KeyError for an unknown kind."""
-    return regions.kernel_of(region, DIMS)
+    return regions.kernel_of(region, paged.with_paged({**DIMS, **END_DIMS}))

@@ -29,7 +29,7 @@ import numpy as np
 
 from ..compiler.ir import DTYPES, Array
 from ..compiler.ops.cache import POSITIONS, SPAN
-from . import cases, cases_attention, cases_quantized
+from . import cases, cases_attention, cases_ends, cases_quantized
 from .base import Kernel
 from .bf16 import SPANNED, WIDE_OPERANDS, WIDE_RESULTS
 from .cases import Case, Draw, Feeds, Random, operands, uniform
@@ -44,11 +44,16 @@ ROUNDED, SUMMED, ATTENDED, EXACT = 4e-3, 8e-3, 1.5e-2, 2e-5
 TOLERANCES: Mapping[str, float] = {
     **dict.fromkeys(("grouped_combine", "latent_write"), SUMMED),
     **dict.fromkeys(("latent_attention", "mla_decode", "attention"), ATTENDED),
-    **dict.fromkeys(("route", "top_k_gate", "angles"), EXACT),
+    **dict.fromkeys(("route", "top_k_gate", "angles", "choose_token"), EXACT),
 }
 # kind -> the results that are an operand's memory.
 IN_PLACE: Mapping[str, Mapping[int, int]] = {"latent_write": {0: 4, 1: 5}, "append": {0: 0}}
-INTEGERS: Mapping[str, int] = {"route": 2, "permute": 2, "top_k_gate": 1}  # how many results are, the first
+INTEGERS: Mapping[str, int] = {  # how many results are, the first
+    "route": 2,
+    "permute": 2,
+    "top_k_gate": 1,
+    "choose_token": 1,
+}
 CACHED = ("latent_write", "latent_attention", "mla_decode", "append", "attention", "angles")
 
 
@@ -111,6 +116,7 @@ def mla_decode(kernel: Kernel, operands: Feeds) -> list[Array]:
 CASES: Mapping[str, Case] = {
     **cases.CASES,
     **cases_attention.CASES,
+    **cases_ends.CASES,
     "embedding": Case(embedding_feeds, embedding, embedding_weights),
     "angles": Case(angles_feeds, angles),
     "mla_decode": Case(mla_feeds, mla_decode),
@@ -140,13 +146,17 @@ class Example:
 
 
 def error(got: Array, wanted: Array) -> float:
-    """The largest error, relative to the largest value; infinite for NaN, other integers or another shape."""
+    """The largest error, relative to the largest value; infinite for other integers or another shape, and for
+    NaN but where it is wanted.
+    """
     if got.shape != wanted.shape:
         return float("inf")
     if wanted.dtype.kind == "i":
         return 0.0 if np.array_equal(got, wanted) else float("inf")
     if not wanted.size:
         return 0.0
+    if (lost := np.isnan(wanted)).any():
+        return error(got[~lost], wanted[~lost]) if np.isnan(got[lost]).all() else float("inf")
     off = np.abs(got.astype(np.float64) - wanted)
     worst = float(off.max() / max(float(np.abs(wanted).max()), 1e-30))
     return worst if worst == worst else float("inf")

@@ -11,6 +11,7 @@ from ..compiler.ir import Array
 from .base import Kernel, Schedules
 from .cases import Random
 from .cases_bf16 import CACHED, CASES, Example
+from .paged import is_paged, unpaged
 from .routing import zipf
 from .sample import ROWS_TO_CHECK
 
@@ -27,7 +28,7 @@ class Shaped(Protocol):
 def tokens(kernel: Kernel, operands: Sequence[Shaped]) -> int:
     """How many tokens a call is of: of rows of operand 0, a share of them each, or heads before tokens."""
     shape = operands[0].shape
-    match kernel.kind:
+    match unpaged(kernel).kind:
         case "grouped_combine":
             return shape[0] // kernel["share"]
         case "rotary" | "attention":
@@ -38,7 +39,7 @@ def tokens(kernel: Kernel, operands: Sequence[Shaped]) -> int:
             return operands[1].shape[0] * operands[1].shape[2]
         case "angles":
             return int(np.prod(operands[1].shape))
-        case "embedding" | "permute" | "top_k_gate":
+        case "embedding" | "permute" | "top_k_gate" | "last_norm":
             return shape[0]
     return int(np.prod(shape[:-1]))
 
@@ -46,10 +47,11 @@ def tokens(kernel: Kernel, operands: Sequence[Shaped]) -> int:
 def checked(kernel: Kernel, schedules: Schedules) -> dict[str, dict[str, Any]]:
     """What is compared with the reference, by its name: arguments of Sample.example."""
     counts = sorted({*ROWS_TO_CHECK, *TILED, *schedules})
-    if kernel.kind in CACHED:
-        return {setting_name(**setting): setting for setting in with_caches(counts)}
+    if unpaged(kernel).kind in CACHED:
+        every = [*with_caches(counts), *(with_padding() if is_paged(kernel) else ())]
+        return {setting_name(**setting): setting for setting in every}
     found: dict[str, dict[str, Any]] = {f"{rows} rows": {"rows": rows} for rows in counts}
-    if CASES[kernel.kind].routed:
+    if CASES[unpaged(kernel).kind].routed:
         found |= {f"{rows} rows on few experts": {"rows": rows, "draw": crowded} for rows in (7, 130)}
         found |= {f"{rows} rows by Zipf": {"rows": rows, "draw": zipf} for rows in (33, 300)}
     return found
@@ -65,9 +67,17 @@ def with_caches(counts: Sequence[int]) -> Iterator[dict[str, int]]:
         yield {"rows": rows, "batch": batch, "cached": cached, "padding": 0, "wider": 100}
 
 
-def setting_name(rows: int, batch: int, cached: int, padding: int, wider: int) -> str:
+def with_padding() -> Iterator[dict[str, int]]:
+    """The same where whole pages are padding, or one is none of the pool."""
+    for rows, batch, cached, padding in ((1, 3, 700, 150), (1, 5, 192, 128), (130, 2, 300, 200)):
+        yield {"rows": rows, "batch": batch, "cached": cached, "padding": padding, "wider": 70}
+    for lost, (rows, batch, cached) in enumerate(((1, 3, 300), (1, 40, 100), (130, 2, 100), (1, 1, 2000)), 1):
+        yield {"rows": rows, "batch": batch, "cached": cached, "padding": 0, "wider": 0, "lost": lost}
+
+
+def setting_name(rows: int, batch: int, cached: int, padding: int, wider: int, lost: int = 0) -> str:
     """Says it in words."""
-    return (
+    return "a lost page, " * bool(lost) + (
         f"{rows} new tokens of {batch} sequences after {cached}, {padding} of them padding, "
         f"mask {wider} wider"
     )
@@ -82,7 +92,7 @@ def where(example: Example, results: Sequence[Array]) -> str:
     """The first place of a result that is off by more than is right, and how many are."""
     for mine, wanted, dtype in zip(results, example.results, example.dtypes):
         got, exact = mine.astype(np.float64), wanted.astype(np.float64)
-        most = example.tolerance * max(float(np.abs(exact).max(initial=0.0)), 1e-30)
+        most = example.tolerance * max(float(np.nanmax(np.abs(exact), initial=0.0)), 1e-30)
         off = ~(np.abs(got - exact) <= (0.0 if wanted.dtype.kind == "i" else most))
         if off.any():
             first = tuple(int(i) for i in np.argwhere(off)[0])

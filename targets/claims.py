@@ -161,11 +161,14 @@ def grouped_combine_in_place(node: Node, users: Users) -> Cluster | None:
     return Cluster(inner.kind, (*operands, base), node.values) if base.type == node.types[0] else None
 
 
-def latent_write(node: Node, users: Users) -> Cluster | None:
-    """The latent normed and the shared key rotated, into their caches, from columns of one projection."""
-    if not is_append(node) or node.inputs[0].shape[1] != 1:
+def latent_write(node: Node, users: Users, op: Op = APPEND) -> Cluster | None:
+    """The latent normed and the shared key rotated, into their caches, from columns of one projection.
+
+    op: how rows get there; what it has behind them is the same for both.
+    """
+    if not is_append(node, op) or node.inputs[0].shape[1] != 1:
         return None
-    latents, rows, mask = node.inputs
+    latents, rows, *where = node.inputs
     norm = peel(rows, RESHAPE, CAST).node
     if norm.op is not RMS_NORM or not in_f32(norm) or not is_weight(norm.inputs[1]):
         return None
@@ -173,31 +176,31 @@ def latent_write(node: Node, users: Users) -> Cluster | None:
     if part is None or part[3] != 1:
         return None
     wide, _, end, _ = part
-    for write in appended(wide, end, users):
-        keys, rows, same = write.inputs
+    for write in appended(wide, end, users, op):
+        keys, rows, *same = write.inputs
         turned = peel(rows, RESHAPE, CAST).node
         cos, sin = angles(turned)
         if (
             cos
             and sin
-            and same == mask
+            and same == where
             and keys.type.dtype == latents.type.dtype
             and keys.shape[1] == 1
             and starts_at(turned.inputs[0], wide, end)
         ):
-            operands = (wide, norm.inputs[1], cos, sin, latents, keys, mask)
+            operands = (wide, norm.inputs[1], cos, sin, latents, keys, *where)
             return Cluster("latent_write", operands, (node[0], write[0]))
     return None
 
 
-def appended(wide: Value, start: int, users: Users) -> list[Node]:
+def appended(wide: Value, start: int, users: Users, op: Op) -> list[Node]:
     """The cache writes of columns of `wide` from `start` on, whatever is done to them on the way there."""
     found = []
     for user in users.get(wide, ()):
         if starts_at(user[0], wide, start):
-            while user.op is not APPEND and len(readers := users.get(user[0], ())) == 1:
+            while user.op is not op and len(readers := users.get(user[0], ())) == 1:
                 user = readers[0]
-            found += [user] if user.op is APPEND else []
+            found += [user] if user.op is op else []
     return found
 
 
@@ -224,9 +227,9 @@ def in_cache(value: Value) -> Value:
     return stored if stored.type.dtype == "bf16" else value
 
 
-def is_append(node: Node) -> bool:
+def is_append(node: Node, op: Op = APPEND) -> bool:
     """New rows in f32 for a cache of f32 or bf16."""
-    if node.op is not APPEND:
+    if node.op is not op:
         return False
     rows = node.inputs[1]
     return in_f32(node) or (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..compiler.pipeline import Pass
 from ..passes.experts import fuse_swiglu
 from ..passes.fold import fold
+from ..passes.last import take_rows_first
 from ..passes.mla import fuse_mla
 from ..passes.norm import fuse_rms_norm, fuse_rotary
 from ..passes.projections import merge_projections
@@ -25,5 +26,6 @@ FUSING: tuple[Pass, ...] = (
     gather_residuals,
     drop_flattening,
     join_shared,
+    take_rows_first,
     fold,
 )

@@ -11,7 +11,7 @@ from .base import Emitted, Kernel, Schedules
 from .regions import BITS
 
 # Known at run time; enum Size in the runtimes' launch.h has them as kM, kBatch, ..
-SIZES = ("m", "batch", "tokens", "seen", "room")
+SIZES = ("m", "batch", "tokens", "seen", "room", "pages")
 ROWS_OF_A_TOKEN = {"grouped_combine": "share"}  # of operand 0, as a dim of the kernel; else one
 PREAMBLE = """#include "launch.h"
 namespace moec {

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..compiler.ir import Graph, L, Node, Op
+from ..compiler.ir import Graph, L, Node, Op, P
 from ..compiler.ops.attention import SDPA
 from ..compiler.ops.cache import APPEND
 from ..compiler.ops.dense import LINEAR
@@ -19,9 +19,11 @@ from ..compiler.ops.latent import LATENT_ATTENTION
 from ..compiler.ops.norm import RMS_NORM, ROTARY
 from ..compiler.ops.quantize import DEQUANTIZE, FORMATS, format_of
 from ..compiler.ops.routing import COMBINE, GROUPED_MATMUL, PERMUTE, TOP_K_GATE
+from ..compiler.ops.sampling import CHOOSE_TOKEN
 from ..compiler.ops.shape import RESHAPE
 from ..passes.match import last_slice, peel
 from .base import Kernel
+from .paged import PAGED
 
 # How the runtime numbers the ways in which rotated pairs lie.
 PAIRS: Mapping[str, int] = {"interleaved": 0, "halves": 1, "none": 2}
@@ -51,6 +53,7 @@ BITS: Mapping[str, int] = {name: attrs["bits"] for name, attrs in FORMATS.items(
 
 REALS: Mapping[str, tuple[str, ...]] = {
     "rms_norm": ("eps",),
+    "last_norm": ("eps",),
     "top_k_gate": ("eps", "scale"),
     "route": ("eps", "scale"),
     "latent_write": ("eps",),
@@ -65,9 +68,10 @@ def kernel_of(region: Node, dims_of: Mapping[str, Sequence[str]] = DIMS) -> Kern
     Raises KeyError for a kind that is not among them.
     """
     kind, body = region.attrs["kind"], region.attrs["body"]
-    sizes = SIZES[kind](body)
+    plain = kind.removesuffix(PAGED)
+    sizes = SIZES[plain](body)
     dims = tuple((name, int(sizes[name])) for name in dims_of[kind])
-    reals = tuple((name, float(sizes[name])) for name in REALS.get(kind, ()))
+    reals = tuple((name, float(sizes[name])) for name in REALS.get(plain, ()))
     return Kernel(kind, dims, reals, dtype_of(body))
 
 
@@ -78,7 +82,7 @@ def dtype_of(body: Graph) -> str:
     codes = [format_of(node) for node in body if node.op is DEQUANTIZE]
     narrow = [value.type for value in body.inputs if value.type.dtype == "bf16"]
     weight = any(all(isinstance(dim, int) for dim in type_.shape) for type_ in narrow)
-    cache = any(L in type_.shape for type_ in narrow)
+    cache = any(L in type_.shape or P in type_.shape for type_ in narrow)
     return (codes[0] if codes else "bf16" if weight else "f32") + ("+bf16" if cache else "")
 
 
@@ -180,6 +184,11 @@ def attention_sizes(body: Graph) -> dict[str, Any]:
     return {"heads": heads, "groups": groups, "dk": dk, "dv": dv, "scale": node.attrs["scale"]}
 
 
+def choose_sizes(body: Graph) -> dict[str, Any]:
+    """v tokens to choose from."""
+    return {"v": the(CHOOSE_TOKEN, body).inputs[0].shape[-1]}
+
+
 def embedding_sizes(body: Graph) -> dict[str, Any]:
     """v rows of n numbers in the table."""
     v, n = the(TAKE, body).inputs[0].shape
@@ -206,6 +215,8 @@ SIZES: Mapping[str, Callable[[Graph], Mapping[str, Any]]] = {
     "append": append_sizes,
     "rotary": rotary_sizes,
     "attention": attention_sizes,
+    "last_norm": norm_sizes,
+    "choose_token": choose_sizes,
     "embedding": embedding_sizes,
     "angles": angles_sizes,
 }

@@ -14,16 +14,18 @@ from . import (
     latent,
     layout,
     norm,
+    pages,
     quantize,
     reduce,
     region,
     routing,
+    sampling,
     shape,
     sources,
 )
 
 _PRIMITIVE = (sources, elementwise, shape, reduce, index, dense, attention, cache, region, layout)
-_COMPOSED = (norm, routing, latent, quantize)
+_COMPOSED = (norm, routing, latent, pages, quantize, sampling)
 
 OPS: Mapping[str, Op] = {
     op.name: op for file in (*_PRIMITIVE, *_COMPOSED) for op in vars(file).values() if isinstance(op, Op)

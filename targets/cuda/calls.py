@@ -15,12 +15,15 @@ from .. import sample
 from ..base import Kernel
 from ..buffers import MARGIN, Buffer, placed
 from ..cases import Draw, operands
+from ..cases_paged import sample_of
+from ..paged import unpaged
 from .buffers import copy_of
 from .driver import Driver
 
 POINTS = (1, 4, 16, 64, 256, 1024, 4096)  # rows, one count in each bucket of tokens at least
 # Of kernels with a cache: one new token for each of so many sequences, and the first tokens of one sequence.
 DECODE, PREFILL = (1, 4, 16, 64, 128), (256, 1024)
+ENDS = ("last_norm", "choose_token")  # kinds that have a row for each text
 CACHED = 4096  # tokens in the cache when one more is decoded
 READING = ("latent_attention", "mla_decode", "attention")  # kinds that read all of a cache
 BETWEEN = 2.5  # times the cache in front of memory is read before the same weights again
@@ -52,7 +55,7 @@ class Calls:
 
     def __init__(self, gpu: Driver, kernel: Kernel, l2_bytes: int, margin: int = MARGIN) -> None:
         self.gpu, self.kernel, self.l2_bytes, self.margin = gpu, kernel, l2_bytes, margin
-        self.sample = cases.Sample(kernel)
+        self.sample = sample_of(kernel)
         self.examples: dict[str, cases.Example] = {}  # what was checked before
         self._copies: list[Mapping[int, Buffer]] = []
         self._made: dict[tuple[str, bool], list[Call]] = {}
@@ -100,7 +103,7 @@ class Calls:
     def _call(
         self, feeds: Mapping[int, Buffer], weights: Mapping[int, Buffer], results: Sequence[Buffer]
     ) -> Call:
-        every, places = {**feeds, **weights}, cases.IN_PLACE.get(self.kernel.kind, {})
+        every, places = {**feeds, **weights}, cases.IN_PLACE.get(unpaged(self.kernel).kind, {})
         written = [every[places[i]] if i in places else each for i, each in enumerate(results)]
         return Call([every[i] for i in range(len(every))], written)
 
@@ -137,7 +140,8 @@ class Calls:
     @property
     def _caches(self) -> Sequence[int]:
         """The operands that are caches and are read as a whole: they lie before the weights."""
-        return cases.CACHES[self.kernel.kind] if self.kernel.kind in READING else ()
+        kind = unpaged(self.kernel).kind
+        return cases.CACHES[kind] if kind in READING else ()
 
     def _cache_copies(self, shared: Mapping[int, Buffer], count: int) -> Sequence[Mapping[int, Buffer]]:
         first = {i: shared[i] for i in self._caches}
@@ -155,7 +159,7 @@ def calls_of(gpu: Driver, kernel: Kernel, l2_bytes: int, margin: int = MARGIN) -
 
 def settings(kernel: Kernel, draws: Mapping[str, Draw]) -> dict[str, Setting]:
     """The points that a kernel is timed at, by their names."""
-    if kernel.kind in cases.CACHED:
+    if unpaged(kernel).kind in cases.CACHED:
         decode = {
             f"m={batch} decode": Setting(1, sequences={"batch": batch, "cached": CACHED}) for batch in DECODE
         }
@@ -163,8 +167,9 @@ def settings(kernel: Kernel, draws: Mapping[str, Draw]) -> dict[str, Setting]:
             f"m={rows} prefill": Setting(rows, sequences={"batch": 1, "cached": 0}) for rows in PREFILL
         }
         return decode | prefill
+    points = DECODE if kernel.kind in ENDS else POINTS
     each = {
-        f"m={rows} {word}".strip(): Setting(rows, draw) for rows in POINTS for word, draw in draws.items()
+        f"m={rows} {word}".strip(): Setting(rows, draw) for rows in points for word, draw in draws.items()
     }
     alone = f"m=1 {next(iter(draws))}".strip()  # the experts of a single token are as many wherever they are
     return {name: each[name] for name in each if each[name].rows > 1 or name == alone}
@@ -172,8 +177,8 @@ def settings(kernel: Kernel, draws: Mapping[str, Draw]) -> dict[str, Setting]:
 
 def results_of(kernel: Kernel, every: Sequence[Array]) -> list[tuple[Sequence[int], object]]:
     """Shape and type of each result of a call with these operands."""
-    shapes = SHAPES[kernel.kind](dict(kernel.dims), [each.shape for each in every])
-    return list(zip(shapes, cases.Sample(kernel).dtypes(len(shapes))))
+    shapes = SHAPES[unpaged(kernel).kind](dict(kernel.dims), [each.shape for each in every])
+    return list(zip(shapes, sample_of(kernel).dtypes(len(shapes))))
 
 
 Sizes = Mapping[str, int]
@@ -189,6 +194,8 @@ SHAPES: Mapping[str, Callable[[Sizes, Shapes], Shapes]] = {
     "embedding": lambda d, x: [(*x[0], d["n"])],
     "angles": lambda d, x: [(*x[1], d["f"]), (*x[1], d["f"]), (x[0][0], 2)],
     "rms_norm": lambda d, x: [(*x[0][:-1], d["n"])],
+    "last_norm": lambda d, x: [(x[0][0], 1, d["n"])],
+    "choose_token": lambda d, x: [x[1], x[1]],
     "linear": lambda d, x: [(*x[0][:-1], d["n"])],
     "linear_add": lambda d, x: [(*x[0][:-1], d["n"])],
     "linear_swiglu": lambda d, x: [(*x[0][:-1], d["n"] // 2)],

@@ -48,6 +48,11 @@ class Device:
     ahead: str = ""
     margin: int = MARGIN
 
+    @property
+    def processor(self) -> str:
+        """The GPU's name. Raises CudaError where there is none."""
+        return driver().name
+
     def build(self, kernel: Kernel, schedules: Schedules, folder: Path) -> None:
         """Makes the library of one kernel there. Raises CannotBuild, or LookupError: not built ahead."""
         kernel = affordable(kernel)

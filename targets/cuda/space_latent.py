@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..base import Kernel, Schedule, Space
+from ..paged import unpaged
 from .sm import Sm
 from .widths import tiled
 
@@ -18,6 +19,7 @@ def space(kernel: Kernel, sm: Sm) -> Space:
     where in addition two warpgroups multiply in turns. p_rows: tokens of a block; p_keys, p_stages as above;
     p_columns: of a tile of the keys and values that are made.
     """
+    kernel = unpaged(kernel)  # a tile lies in one page, so nothing else is worth trying there
     if kernel.kind == "latent_write" or not tiled(kernel):
         return Space({}, {})
 

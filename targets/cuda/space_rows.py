@@ -138,10 +138,12 @@ SPACES: Mapping[str, Callable[[Kernel, Sm], Space]] = {
     "embedding": embedding,
     "angles": threads_alone(256),
     "rms_norm": rms_norm,
+    "last_norm": rms_norm,
     "route": route,
     "top_k_gate": fixed,
     "permute": fixed,
     "rotary": threads_alone(128),
     "append": threads_alone(128),
     "attention": attention,
+    "choose_token": lambda kernel, sm: Space({"threads": BLOCKS[2:]}, {"threads": BLOCKS[-1]}),
 }

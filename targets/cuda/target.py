@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,8 +11,9 @@ from ...compiler.ir import Node
 from ...compiler.pipeline import Pass
 from ...passes.layout import Layout
 from ...passes.precision import ALL_BF16, FP8, Policy
-from .. import bf16, listing
+from .. import bf16, listing, paged
 from ..base import CannotBuild, Capabilities, Emitted, Kernel, Schedule, Schedules, Space
+from ..lookups import ENDS
 from . import build, driver, memory, sm, space
 
 # What to do about an artifact that this machine does not run.
@@ -28,12 +29,11 @@ USUAL = "NVIDIA H200"  # what schedules are taken from where there is no GPU
 FAMILIES: Mapping[str, Sequence[str]] = {
     **dict.fromkeys(bf16.MATMULS, ("kernels/matmul.py", "space_matmul.py")),
     **{f"{kind} fp8": ("kernels/fp8.py", "space_fp8.py") for kind in bf16.MATMULS},
-    **dict.fromkeys(("embedding", "angles", "rms_norm"), ("kernels/rows.py", "space_rows.py")),
+    **dict.fromkeys(("embedding", "angles", "rms_norm", "last_norm"), ("kernels/rows.py", "space_rows.py")),
+    "choose_token": ("kernels/sample.py", "space_rows.py"),
     **dict.fromkeys(("top_k_gate", "permute", "route"), ("kernels/gate.py", "space_rows.py")),
     **dict.fromkeys(("rotary", "append", "attention"), ("kernels/heads.py", "space_rows.py")),
-    **dict.fromkeys(
-        ("latent_write", "latent_attention", "mla_decode"), ("kernels/latent.py", "space_latent.py")
-    ),
+    **dict.fromkeys(paged.with_paged(dict.fromkeys(paged.KINDS)), ("kernels/latent.py", "space_latent.py")),
 }
 
 
@@ -44,8 +44,11 @@ class Target:
     sm: sm.Sm
     name: str = "cuda"
     library: str = "libmoec_cuda.so"
+    elsewhere: str = field(default="", repr=False)  # the GPU that measures, where that is a fleet's
+    unit: ClassVar[str] = "gpu"  # what workers of a fleet declare, with its name
     policies: ClassVar[Mapping[str, Policy | None]] = {"none": ALL_BF16, "bf16": ALL_BF16, "fp8": FP8}
     caches: ClassVar[Sequence[str]] = ("bf16",)
+    pages: ClassVar[Sequence[int]] = (paged.PAGE,)  # rows of a page that caches may be in
     widest: ClassVar[str] = "bf16"  # the format of weights that every kernel reads
     tools: ClassVar[Sequence[str]] = ("moec", "tilelang", "nvidia-cuda-nvcc")  # packages that shape its code
     versions: ClassVar[Mapping[str, str]] = {}  # of what shapes its code and is no package of this Python
@@ -58,8 +61,12 @@ class Target:
 
     @property
     def processor(self) -> str:
-        """What is measured is measured on this: the GPU here, else the usual one."""
-        return gpu() or USUAL
+        """What is measured is measured on this: a fleet's GPU, or the one here, else the usual one."""
+        return self.elsewhere or gpu() or USUAL
+
+    def measured_on(self, name: str) -> Target:
+        """The same where GPUs of that name measure elsewhere; without one, those it would name anyway."""
+        return replace(self, elsewhere=name or self.processor)
 
     @property
     def folder(self) -> Path:
@@ -96,7 +103,7 @@ class Target:
 
     @property
     def passes(self) -> tuple[Pass, ...]:
-        return bf16.PASSES
+        return bf16.passes(*ENDS)
 
     @property
     def formats(self) -> Mapping[str, Sequence[str]]:
@@ -170,6 +177,11 @@ def gpu() -> str:
         return driver.driver().name
     except driver.CudaError:
         return ""
+
+
+def accelerator() -> str:
+    """What this machine declares as a worker of a fleet; nothing without a GPU."""
+    return f"{Target.unit}:{name}" if (name := gpu()) else ""
 
 
 def unfit(facts: Mapping[str, Any]) -> str:

@@ -135,6 +135,19 @@ def test_run_gives_the_tokens_of_transformers(compiled: tuple[Path, Any]) -> Non
     }
 
 
+def test_an_artifact_that_chooses_tokens_draws_the_same(
+    compiled: tuple[Path, Any], hub: Path, tmp_path: Path
+) -> None:
+    """PyTorch's tokens come out greedily, and draws are those of the other head."""
+    report = printed("compile", hub, "-o", tmp_path / "next", "--head", "next", "--check", "--threads", 1)
+    assert report["proof"]["head"] == "next"
+    assert report["proof"]["max_error"] < 1e-4
+    assert report["proof"]["tokens_equal"] == report["proof"]["tokens"] > 0
+    wish = ("--tokens", "3,1,4", "--max-new", 40, "--temperature", 0.8, "--top-p", 0.9, "--top-k", 50)
+    drawn = [printed("run", each, *wish, "--seed", 1) for each in (compiled[0], tmp_path / "next")]
+    assert drawn[0] == drawn[1] != printed("run", tmp_path / "next", *wish, "--seed", 2)
+
+
 def test_padded_prompts_of_a_batch_are_as_alone(compiled: tuple[Path, Any]) -> None:
     loaded = load(compiled[0], threads=1)
     ids, mask = models.tokens(2, 7).numpy(), np.ones((2, 7), np.int64)
@@ -208,6 +221,8 @@ def test_any_module_compiles_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert report["proof"]["max_error"] < 1e-6
     assert load(tmp_path / "out").session.run(None, {"in.0": np.ones((3, 5), np.float32)})[0].shape == (3, 7)
     assert "is no language model" in refused("run", tmp_path / "out", "--tokens", "1")
+    told = refused("compile", "somebodys_model:make", "-o", tmp_path / "next", "--head", "next")
+    assert "somebodys_model:make: it gives no logits of tokens" in told
 
 
 def test_tables_are_for_people(compiled: tuple[Path, Any]) -> None:

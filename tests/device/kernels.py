@@ -10,6 +10,7 @@ from typing import Any
 
 from moec.targets import sample
 from moec.targets.base import Kernel
+from moec.targets.paged import KINDS, PAGED
 
 from ..benchmarks import shapes
 from ..benchmarks.shapes import write_config
@@ -62,6 +63,11 @@ def layer(experts: int, width: int, hidden: int, chosen: int) -> list[Kernel]:
     ]
 
 
+def in_pages(kernels: Iterable[Kernel]) -> Iterator[Kernel]:
+    """Those of latent attention, over caches in pages."""
+    yield from dict.fromkeys(replace(each, kind=each.kind + PAGED) for each in kernels if each.kind in KINDS)
+
+
 def in_fp8(kernels: Iterable[Kernel]) -> Iterator[Kernel]:
     """Those with weights, as bytes of e4m3."""
     return (replace(each, dtype="fp8") for each in kernels if each.dtype == "bf16")
@@ -98,9 +104,19 @@ DENSE = [
     bare("linear", "fp8", k=2048, n=21888, wide=0),
     bare("linear_add", "fp8", k=10944, n=2048, wide=0),
 ]
+# What models end with: vocabularies of V2-Lite, V3 and Qwen3, and odd ones, where loads and parts have edges.
+ENDS = [
+    *(bare("choose_token", "f32", v=size) for size in (11, 9002, 102400, 129280, 151936)),
+    *(
+        Kernel("last_norm", (("n", size), ("width", size), ("start", 0)), (("eps", 1e-6),))
+        for size in (37, 2048)
+    ),
+]
 NAMES = (
+    "ends",
     *(*REAL, *LAYERS, "mla", *(f"tiny_{family}" for family in TINY)),
     *("fp8_odd", "fp8_dense", *(f"{layer}_fp8" for layer in LAYERS)),
+    *("mla_paged", "v2_lite_paged", "v3_paged", "tiny_deepseek_v3_paged"),
 )
 
 
@@ -108,8 +124,12 @@ def named(name: str, machine: Any) -> Iterator[Kernel]:
     """The kernels of one of NAMES."""
     if name in LAYERS:
         yield from layer(*LAYERS[name])
+    elif name == "ends":
+        yield from ENDS
     elif name == "mla":
         yield from MLA
+    elif name.endswith(PAGED):
+        yield from in_pages(named(name.removesuffix(PAGED), machine))
     elif name == "fp8_odd":
         yield from ODD
     elif name == "fp8_dense":

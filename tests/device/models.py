@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from moec.targets.base import CannotBuild
+from moec.targets.paged import PAGE
 
 FOLDER = "models"
 TOKENS, LONG, STEPS = 24, 520, 15  # of a text, of one for larger models, and of those one by one
@@ -58,6 +59,11 @@ MODELS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "whole_v3": ("deepseek_v3", {**WHOLE, **LATENT}),
     "whole_v3_fp8": ("deepseek_v3", {**WHOLE, **LATENT}),
     "whole_qwen3": ("qwen3_moe", {**WHOLE, **HEADS}),
+    "tiny_v3_paged": ("deepseek_v3", {}),
+    "whole_v3_paged": ("deepseek_v3", {**WHOLE, **LATENT}),
+    "tiny_v3_next": ("deepseek_v3", {}),
+    "tiny_qwen3_next": ("qwen3_moe", {}),
+    "whole_v2_lite_next": ("deepseek_v2_lite", {**WHOLE, **LATENT, "q_lora_rank": None}),
 }
 QUANT: Mapping[str, str] = {"whole_v3_fp8": "fp8"}  # those whose weights are stored in fewer bits
 
@@ -80,6 +86,8 @@ def written(folder: Path, name: str, family: str, changes: Mapping[str, Any], ma
     with tempfile.TemporaryDirectory() as hub:
         save(Path(hub), family, changes)
         about: Mapping[str, Any] = {"isa": machine.capabilities.name, "quant": QUANT.get(name, "none")}
+        about = {**about, "head": "next" if name.endswith("_next") else "logits"}
+        about = {**about, "cache_pages": PAGE if name.endswith("_paged") else None}
         compile_model(hub, target="cuda", out=folder / name, prove=False, force=True, budget="0", **about)
         ids, mask = text(int(changes.get("vocab_size", 64)), LONG if changes else TOKENS)
         logits = reference(Path(hub), ids, mask)
@@ -158,7 +166,7 @@ def checked(folder: Path, name: str) -> dict[str, Any]:
 
     with np.load(folder / f"{name}.npz") as kept:
         ids, mask, logits = (kept[each] for each in ("ids", "mask", "logits"))
-    artifact = load(folder / name)
+    artifact = mixed(load(folder / name))
     found = dict(ways(artifact, ids, mask))
     errors = {way: error(each, *part(each, logits, mask)) for way, each in found.items()}
     own = error(load(folder / name, kernels=False).logits(ids, mask), logits, mask)
@@ -170,7 +178,21 @@ def checked(folder: Path, name: str) -> dict[str, Any]:
     apart = float(np.max(np.abs(found["replayed"] - found["as wide"])))
     if artifact.replays and not apart <= EQUAL * float(np.max(np.abs(logits))):
         wrong.append(f"a replayed graph is {apart:.2g} off the same kernels without one")
+    if artifact.chooses:
+        wrong += tokens_wrong(artifact, ids, mask)
     return {"errors": {**errors, "functions": own}, "wrong": "; ".join(wrong), "replays": artifact.replays}
+
+
+def mixed(artifact: Any) -> Any:
+    """The artifact, the pages of whose caches lie in random order, if there are any."""
+    ordered, random = artifact.table, np.random.default_rng(7)
+
+    def table(batch: int, rows: int) -> dict[str, Any]:
+        pages = ordered(batch, rows)
+        return {name: random.permuted(each.ravel()).reshape(each.shape) for name, each in pages.items()}
+
+    artifact.table = table
+    return artifact
 
 
 def ways(artifact: Any, ids: Any, mask: Any) -> Iterator[tuple[str, Any]]:
@@ -190,6 +212,21 @@ def ways(artifact: Any, ids: Any, mask: Any) -> Iterator[tuple[str, Any]]:
     yield "alone", artifact.logits(ids[1:], mask[1:])
     yield "alone replayed", one_by_one(artifact.texts(1, length), ids[1:], mask[1:])
     artifact.generate(ids, 4, mask)  # for its own sake
+
+
+def tokens_wrong(artifact: Any, ids: Any, mask: Any) -> Iterator[str]:
+    """Where tokens are not those that the logits of the same step and the same draws give."""
+    from moec.compiler.runner import Sampler, Texts
+
+    for how, texts in (("", Texts(artifact, *ids.shape)), (" replayed", artifact.texts(*ids.shape))):
+        texts.step(ids[:, :-STEPS], mask[:, :-STEPS])
+        for end in range(ids.shape[1] - STEPS + 1, ids.shape[1] + 1):
+            wish: Mapping[str, Any] = {"temperature": end % 3 * 0.7, "top_k": end % 4 * 9, "top_p": 0.9}
+            step = ids[:, end - 1 : end], mask[:, :end]
+            token = texts.next(*step, Sampler(**wish, seed=end))
+            wanted = Sampler(**wish, seed=end)(texts.step(*step)[:, -1])
+            if (token != wanted).any():
+                yield f"token {end}{how} with {wish} is {token}, by its logits {wanted}"
 
 
 def one_by_one(texts: Any, ids: Any, mask: Any) -> Any:

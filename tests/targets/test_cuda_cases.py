@@ -11,14 +11,16 @@ from moec.compiler.ir import DTYPES
 from moec.compiler.ops.region import REGION
 from moec.compiler.pipeline import run
 from moec.passes.caches import NarrowCaches
+from moec.passes.head import choosing
 from moec.passes.precision import ALL_BF16, Precision
 from moec.targets.base import Kernel
-from moec.targets.bf16 import DIMS, FORMATS, PASSES, kernel_of
+from moec.targets.bf16 import DIMS, END_DIMS, FORMATS, kernel_of, passes
 from moec.targets.cases_bf16 import CACHED, Sample
+from moec.targets.lookups import ENDS
 
 GRAPHS = [
-    run(graph, (NarrowCaches(), *PASSES, Precision(ALL_BF16, FORMATS, "bf16")))[0]
-    for graph in (decoder(2), decoder(2, latent=False), apart())
+    run(graph, (NarrowCaches(), *passes(*ENDS), Precision(ALL_BF16, FORMATS, "bf16")))[0]
+    for graph in (decoder(2), decoder(2, latent=False), apart(), choosing(decoder()))
 ]
 REGIONS = {kernel_of(node): node for graph in GRAPHS for node in graph if node.op is REGION}
 SETTING = {"batch": 2, "cached": 9, "padding": 3}
@@ -29,7 +31,7 @@ def setting(kind: str) -> dict[str, int]:
 
 
 def test_every_kind_is_met() -> None:
-    assert {kernel.kind for kernel in REGIONS} == set(DIMS)
+    assert {kernel.kind for kernel in REGIONS} == {*DIMS, *END_DIMS}
 
 
 @pytest.mark.parametrize("kernel", REGIONS, ids=str)

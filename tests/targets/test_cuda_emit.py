@@ -18,6 +18,7 @@ from moec.compiler import library
 from moec.compiler.ops.region import REGION
 from moec.compiler.pipeline import run
 from moec.passes.caches import NarrowCaches
+from moec.passes.pages import PageCaches
 from moec.passes.precision import ALL_BF16, Precision
 from moec.targets.base import CannotBuild, Emitted, Kernel, Schedule
 from moec.targets.bf16 import FORMATS, PASSES, kernel_of
@@ -26,12 +27,18 @@ from moec.targets.cuda.bundle import from_bytes
 from moec.targets.cuda.space import space
 from moec.targets.cuda.table import table
 from moec.targets.cuda.target import Target
+from moec.targets.paged import PAGE
 
 SM = sm.named("sm_90a")
 TARGET = Target(SM)
 GRAPHS = [
-    run(graph, (NarrowCaches(), *PASSES, Precision(ALL_BF16, FORMATS, "bf16")))[0]
-    for graph in (decoder(2), decoder(2, latent=False), apart())
+    run(graph, (NarrowCaches(), *paged, *PASSES, Precision(ALL_BF16, FORMATS, "bf16")))[0]
+    for graph, *paged in (
+        (decoder(2),),
+        (decoder(2, latent=False),),
+        (decoder(2), PageCaches(PAGE)),
+        (apart(),),
+    )
 ]
 FOUND = sorted({kernel_of(node) for graph in GRAPHS for node in graph if node.op is REGION}, key=str)
 KINDS = {kernel.kind: kernel for kernel in FOUND}
@@ -55,10 +62,11 @@ def admitted(kernel: Kernel) -> Iterator[Schedule]:
 
 
 def jobs() -> dict[tuple[Kernel, str], Schedule]:
-    """The default of each kind for one token; of some also that for many, and one drawn from the space."""
+    """The default of each kind for one token; of some also that for many, blocks that stay, and one drawn."""
     ones = {(kernel, "default"): space(kernel, SM).defaults[1] for kernel in (*KINDS.values(), *WIDE)}
     many = {(kernel, "many"): [*space(kernel, SM).defaults.values()][-1] for kernel in WIDE}
-    return {**ones, **many, **{(kernel, "drawn"): next(admitted(kernel)) for kernel in WIDE}}
+    stays = {(WIDE[0], "stays"): {**space(WIDE[0], SM).default, "v_stay": 1}}
+    return {**ones, **many, **stays, **{(kernel, "drawn"): next(admitted(kernel)) for kernel in WIDE}}
 
 
 JOBS = jobs()

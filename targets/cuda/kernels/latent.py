@@ -3,14 +3,17 @@
 from collections.abc import Mapping, Sequence
 
 from ...base import Kernel, Schedule
+from ...paged import unpaged
 from ..program import Builder, Step
 from ..sm import Sm
 from ..widths import tiled
 from .latent_decode import absorbed
+from .latent_gather import materialised_paged
 from .latent_mla import mla_decode
-from .latent_plain import plain
+from .latent_paged import absorbed_paged, mla_decode_paged
+from .latent_plain import plain, plain_paged
 from .latent_prefill import materialised
-from .latent_write import latent_write
+from .latent_write import latent_write, latent_write_paged
 
 
 def latent_attention(kernel: Kernel, schedule: Schedule, sm: Sm) -> Sequence[Step]:
@@ -21,8 +24,19 @@ def latent_attention(kernel: Kernel, schedule: Schedule, sm: Sm) -> Sequence[Ste
     return [*absorbed(kernel, schedule, sm, few), *materialised(kernel, schedule, f"!({few})")]
 
 
+def latent_attention_paged(kernel: Kernel, schedule: Schedule, sm: Sm) -> Sequence[Step]:
+    """The same over a cache in pages."""
+    if not tiled(unpaged(kernel)):
+        return [Step(plain_paged(kernel), overlap=True)]
+    few = f"tokens <= {schedule['a_most']}"
+    return [*absorbed_paged(kernel, schedule, sm, few), *materialised_paged(kernel, schedule, f"!({few})")]
+
+
 BUILDERS: Mapping[str, Builder] = {
     "latent_attention": latent_attention,
     "latent_write": latent_write,
     "mla_decode": mla_decode,
+    "latent_attention_paged": latent_attention_paged,
+    "latent_write_paged": latent_write_paged,
+    "mla_decode_paged": mla_decode_paged,
 }

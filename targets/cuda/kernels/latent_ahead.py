@@ -17,24 +17,19 @@ from typing import Any
 import tilelang.language as T
 
 from ...base import Kernel, Schedule
-from .latent_shared import BF16, F32, I64, LOG2E, LOWEST, NEAR, PRELUDE, exp2, sizes
+from .latent_shared import BF16, F32, LOG2E, LOWEST, NEAR, PRELUDE, exp2
 
 GROUP, GROUPS = 128, 2
 LINES = 64  # tokens of a warpgroup
 LOADING, MULTIPLYING = 24, 240  # registers of a thread
 
 
-def attend_ahead(kernel: Kernel, schedule: Schedule) -> Any:
-    """As latent_prefill.attend, for 128 tokens a block."""
+def ahead(kernel: Kernel, schedule: Schedule) -> Any:
+    """As latent_prefill.attention, for 128 tokens a block."""
     heads, nope, rope, value = (kernel[n] for n in ("heads", "nope", "rope", "value"))
-    width, start, wide = (
-        kernel["width"],
-        kernel["start"],
-        kernel["heads"] * (kernel["nope"] + kernel["value"]),
-    )
+    start = kernel["start"]
     keys, stages = int(schedule["p_keys"]), int(schedule["p_stages"])
     rows, near, in_turns = LINES * GROUPS, gcd(heads, NEAR), schedule["p_way"] == "turns"
-    batch, tokens, seen, room, _ = sizes()
 
     @T.macro
     def load(x0, x4, s0, s1, q, q_turned, k, k_turned, v, q_ready, k_ready, v_ready, k_free, v_free, at, end):
@@ -143,6 +138,7 @@ def attend_ahead(kernel: Kernel, schedule: Schedule) -> Any:
         old,
         scale,
         lane,
+        tokens,
     ):
         scores = T.alloc_fragment((LINES, keys), F32)
         chances = T.alloc_fragment((LINES, keys), BF16)
@@ -212,16 +208,8 @@ def attend_ahead(kernel: Kernel, schedule: Schedule) -> Any:
             if row + i < tokens:
                 y0[b, row + i, h * value + j] = q[g * LINES + i, j]
 
-    @T.prim_func
-    def latent_prefill_ahead(
-        x0: T.Tensor((batch, tokens, width), BF16),
-        x4: T.Tensor((batch, 1, room, rope), BF16),
-        x6: T.Tensor((batch, 2), I64),
-        s0: T.Tensor((batch, seen, wide), BF16),
-        s1: T.Tensor((batch, tokens, heads * rope), BF16),
-        y0: T.Tensor((batch, tokens, heads * value), BF16),
-        scale: T.float32,
-    ):
+    @T.macro
+    def body(x0, x4, x6, s0, s1, y0, scale, batch, tokens):
         with T.Kernel(
             near,
             T.ceildiv(tokens, rows),
@@ -281,12 +269,12 @@ def attend_ahead(kernel: Kernel, schedule: Schedule) -> Any:
                 if thread < GROUP:
                     attend(
                         0, y0, q, q_turned, k, k_turned, v, q_ready, k_ready, v_ready, k_free, v_free,
-                        mine, at, end, old, scale, thread,
+                        mine, at, end, old, scale, thread, tokens,
                     )  # fmt: skip
                 else:
                     attend(
                         1, y0, q, q_turned, k, k_turned, v, q_ready, k_ready, v_ready, k_free, v_free,
-                        mine, at, end, old, scale, thread,
+                        mine, at, end, old, scale, thread, tokens,
                     )  # fmt: skip
 
-    return latent_prefill_ahead
+    return body

@@ -1,7 +1,8 @@
 """The absorbed attention proper, all heads sharing each loaded tile of the cache.
 
 A row is a head of a token; rows of a batch lie token by token. No tile reads past the last valid row of the
-cache: the last tile is moved back to end there, and what it has twice is masked.
+cache: the last tile is moved back to end there, and what it has twice is masked. With a table of pages the
+cache is a pool of so many pages (see latent_pages); without, both are None.
 """
 
 from typing import Any
@@ -10,6 +11,7 @@ import tilelang.language as T
 
 from ...base import Kernel, Schedule
 from ..sm import Sm
+from .latent_pages import checked, first_seen, line_of, nothing, origin, partly, settled, slot_of
 from .latent_parts import parts
 from .latent_seesaw import seesaw
 from .latent_shared import BF16, F32, LOG2E, LOWEST, PRELUDE, exp2, grid_blocks
@@ -26,7 +28,7 @@ def attention(kernel: Kernel, schedule: Schedule, sm: Sm, split: bool) -> Any:
     threads = int(schedule["a_threads"])
 
     @T.macro
-    def body(q, latents, rotated, span, mixed, weights, scale, batch, tokens, seen):
+    def body(q, latents, rotated, span, table, pages, mixed, weights, scale, batch, tokens, seen):
         with T.Kernel(
             parts(schedule, heads, sm, batch, tokens, seen) if split else 1,
             T.ceildiv(tokens * heads, rows),
@@ -60,11 +62,11 @@ def attention(kernel: Kernel, schedule: Schedule, sm: Sm, split: bool) -> Any:
             old = end - tokens  # keys that the first new token has before itself
             last = T.min(tile * rows + rows, tokens * heads) - 1  # of the tile's rows
             stop = old + last // heads + 1
-            blocks = T.ceildiv(T.max(stop - T.cast(span[b, 0], "int32"), 0), keys)
+            blocks = T.ceildiv(T.max(stop - origin(table, T.cast(span[b, 0], "int32")), 0), keys)
             share = T.ceildiv(blocks, count)
-            start = T.cast(span[b, 0], "int32") + part * share * keys
+            start = settled(table, origin(table, T.cast(span[b, 0], "int32")) + part * share * keys)
             # At least one, masked where there is none: no copy is under way when its buffer is used again.
-            turns = T.max(T.min(share, blocks - part * share), 1)
+            turns = settled(table, T.max(T.min(share, blocks - part * share), 1))
             T.copy(q[row : row + rows, 0:latent], q_latent)
             T.copy(q[row : row + rows, latent : latent + rope], q_rotated)
             T.fill(result, 0)
@@ -73,8 +75,10 @@ def attention(kernel: Kernel, schedule: Schedule, sm: Sm, split: bool) -> Any:
             for k in T.Pipelined(turns, num_stages=stages):
                 first = start + k * keys
                 at = T.min(first, end - keys)
-                T.copy(latents[b, 0, at : at + keys, :], cache)
-                T.copy(rotated[b, 0, at : at + keys, :], turned)
+                slot = slot_of(table, b, first, end)
+                line = line_of(table, first, at, end)
+                T.copy(latents[slot, 0, line : line + keys, :], cache)
+                T.copy(rotated[slot, 0, line : line + keys, :], turned)
                 T.gemm(
                     q_latent,
                     cache,
@@ -84,10 +88,13 @@ def attention(kernel: Kernel, schedule: Schedule, sm: Sm, split: bool) -> Any:
                     policy=T.GemmWarpPolicy.FullCol,
                 )
                 T.gemm(q_rotated, turned, scores, transpose_B=True, policy=T.GemmWarpPolicy.FullCol)
-                if first + keys > old:
+                if partly(table, first, keys, T.cast(span[b, 0], "int32"), old):
                     for i, j in T.Parallel(rows, keys):
                         scores[i, j] = T.if_then_else(
-                            T.And(at + j >= first, at + j <= old + (tile * rows + i) // heads),
+                            T.And(
+                                at + j >= first_seen(table, first, T.cast(span[b, 0], "int32")),
+                                at + j <= old + (tile * rows + i) // heads,
+                            ),
                             scores[i, j],
                             -T.infinity(F32),
                         )
@@ -100,12 +107,12 @@ def attention(kernel: Kernel, schedule: Schedule, sm: Sm, split: bool) -> Any:
                 T.reduce_sum(scores, sums, dim=1)
                 T.copy(scores, chances)
                 for i in T.Parallel(rows):
-                    total[i] = total[i] * shrink[i] + sums[i]
+                    total[i] = total[i] * shrink[i] + checked(table, sums[i], b, first, end, pages)
                 for i, j in T.Parallel(rows, latent):
                     result[i, j] *= shrink[i]
                 T.gemm(chances, cache, result, policy=T.GemmWarpPolicy.FullCol)
             for i in T.Parallel(rows):
-                shrink[i] = T.if_then_else(total[i] > 0, 1 / total[i], 0)
+                shrink[i] = T.if_then_else(total[i] > 0, 1 / total[i], nothing(table, total[i]))
             for i, j in T.Parallel(rows, latent):
                 result[i, j] *= shrink[i]
             T.copy(result, out)

@@ -36,7 +36,7 @@ def attend(kernel: Kernel, schedule: Schedule, sm: Sm) -> Any:
         s1: T.Tensor((m * heads, latent), BF16),
         scale: T.float32,
     ):
-        body(s0, x3, x4, x6, s1, s1, scale, batch, tokens, seen)
+        body(s0, x3, x4, x6, None, None, s1, s1, scale, batch, tokens, seen)
 
     return latent_attend
 
@@ -60,7 +60,7 @@ def attend_split(kernel: Kernel, schedule: Schedule, sm: Sm) -> Any:
         s3: T.Tensor((m * heads * count,), F32),
         scale: T.float32,
     ):
-        body(s0, x3, x4, x6, s2, s3, scale, batch, tokens, seen)
+        body(s0, x3, x4, x6, None, None, s2, s3, scale, batch, tokens, seen)
 
     return latent_attend_split.with_attr("tilelang_pass_configs", AS_WRITTEN)
 

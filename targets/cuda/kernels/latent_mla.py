@@ -30,7 +30,7 @@ def decode(kernel: Kernel, schedule: Schedule, sm: Sm) -> Any:
         tokens: T.int32,
         scale: T.float32,
     ):
-        body(x0, x1, x2, x4, y0, y0, scale, batch, tokens, seen)
+        body(x0, x1, x2, x4, None, None, y0, y0, scale, batch, tokens, seen)
 
     return mla_decode
 
@@ -54,7 +54,7 @@ def decode_split(kernel: Kernel, schedule: Schedule, sm: Sm) -> Any:
         tokens: T.int32,
         scale: T.float32,
     ):
-        body(x0, x1, x2, x4, s0, s1, scale, batch, tokens, seen)
+        body(x0, x1, x2, x4, None, None, s0, s1, scale, batch, tokens, seen)
 
     return mla_decode_split.with_attr("tilelang_pass_configs", AS_WRITTEN)
 

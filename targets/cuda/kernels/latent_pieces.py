@@ -4,6 +4,7 @@ from typing import Any
 
 import tilelang.language as T
 
+from .latent_pages import first_seen, partly
 from .latent_shared import F32
 
 ROWS = KEYS = 64
@@ -11,15 +12,18 @@ PIECE = 64  # columns of a tile that are waited for together
 
 
 def tools(heads: int, half: int) -> tuple[Any, Any, Any]:
-    """Macros load, score and hide; half: columns of a tile that a warpgroup loads and scores at a time."""
+    """Macros load, score and hide; half: columns of a tile that a warpgroup loads and scores at a time.
+
+    slot, at: the tile's place in the cache, see latent_pages.
+    """
     pieces = half // PIECE
 
     @T.macro
-    def load(cache, b, at, column, to, ready):
+    def load(cache, slot, at, column, to, ready):
         """Columns of one half of a tile, piece by piece; by a warpgroup."""
         for j in T.unroll(pieces):
             T.tma_copy(
-                cache[b, 0, at : at + KEYS, column + j * PIECE : column + (j + 1) * PIECE],
+                cache[slot, 0, at : at + KEYS, column + j * PIECE : column + (j + 1) * PIECE],
                 to[:, j * PIECE : (j + 1) * PIECE],
                 barrier=ready[j],
             )
@@ -39,12 +43,14 @@ def tools(heads: int, half: int) -> tuple[Any, Any, Any]:
             )
 
     @T.macro
-    def hide(scores, first, at, row, old):
+    def hide(table, scores, first, at, row, begin, old):
         """Keys of the tile before, or that a row must not see."""
-        if first + KEYS > old:
+        if partly(table, first, KEYS, begin, old):
             for i, j in T.Parallel(ROWS, KEYS):
                 scores[i, j] = T.if_then_else(
-                    T.And(at + j >= first, at + j <= old + (row + i) // heads), scores[i, j], -T.infinity(F32)
+                    T.And(at + j >= first_seen(table, first, begin), at + j <= old + (row + i) // heads),
+                    scores[i, j],
+                    -T.infinity(F32),
                 )
 
     return load, score, hide

@@ -9,6 +9,7 @@ from typing import Any
 import tilelang.language as T
 
 from ...base import Kernel
+from .latent_pages import PAGE, checked, is_page, line_of, nothing, slot_of
 from .latent_shared import BF16, F32, I64, LOG2E, LOWEST, NONE, PRELUDE, exp2, place, sizes
 
 THREADS = 128
@@ -18,16 +19,14 @@ WARPS = THREADS // 32
 def plain(kernel: Kernel) -> Any:
     """latent_attention as one launch, no scratch."""
     heads, nope, rope, latent, value = (kernel[n] for n in ("heads", "nope", "rope", "latent", "value"))
-    width, start, half = kernel["width"], kernel["start"], kernel["rope"] // 2
-    pairs_in, pairs_out = kernel["pairs_in"], kernel["pairs_out"]
     batch, tokens, _, room, _ = sizes()
-    columns = -(-latent // THREADS)
+    body = attending(kernel)
 
     @T.prim_func
     def latent_plain(
-        x0: T.Tensor((batch, tokens, width), BF16),
-        x1: T.Tensor((batch, tokens, half), F32),
-        x2: T.Tensor((batch, tokens, half), F32),
+        x0: T.Tensor((batch, tokens, kernel["width"]), BF16),
+        x1: T.Tensor((batch, tokens, rope // 2), F32),
+        x2: T.Tensor((batch, tokens, rope // 2), F32),
         x3: T.Tensor((batch, 1, room, latent), BF16),
         x4: T.Tensor((batch, 1, room, rope), BF16),
         x6: T.Tensor((batch, 2), I64),
@@ -35,6 +34,45 @@ def plain(kernel: Kernel) -> Any:
         y0: T.Tensor((batch, tokens, heads * value), BF16),
         scale: T.float32,
     ):
+        body(x0, x1, x2, x3, x4, x6, x7, None, None, y0, scale, batch, tokens)
+
+    return latent_plain
+
+
+def plain_paged(kernel: Kernel) -> Any:
+    """latent_attention_paged as one launch, no scratch."""
+    heads, nope, rope, latent, value = (kernel[n] for n in ("heads", "nope", "rope", "latent", "value"))
+    batch, tokens, _, room, _ = sizes()
+    pages = T.dynamic("pages")
+    body = attending(kernel)
+
+    @T.prim_func
+    def latent_plain_paged(
+        x0: T.Tensor((batch, tokens, kernel["width"]), BF16),
+        x1: T.Tensor((batch, tokens, rope // 2), F32),
+        x2: T.Tensor((batch, tokens, rope // 2), F32),
+        x3: T.Tensor((pages, 1, PAGE, latent), BF16),
+        x4: T.Tensor((pages, 1, PAGE, rope), BF16),
+        x6: T.Tensor((batch, 2), I64),
+        x7: T.Tensor((heads * (nope + value), latent), BF16),
+        x8: T.Tensor((batch, room), I64),
+        y0: T.Tensor((batch, tokens, heads * value), BF16),
+        scale: T.float32,
+    ):
+        body(x0, x1, x2, x3, x4, x6, x7, x8, pages, y0, scale, batch, tokens)
+
+    return latent_plain_paged
+
+
+def attending(kernel: Kernel) -> Any:
+    """What both do."""
+    heads, nope, rope, latent, value = (kernel[n] for n in ("heads", "nope", "rope", "latent", "value"))
+    start, half = kernel["start"], kernel["rope"] // 2
+    pairs_in, pairs_out = kernel["pairs_in"], kernel["pairs_out"]
+    columns = -(-latent // THREADS)
+
+    @T.macro
+    def body(x0, x1, x2, x3, x4, x6, x7, table, pages, y0, scale, batch, tokens):
         with T.Kernel(heads, tokens, batch, threads=THREADS, prelude=PRELUDE) as (h, t, b):
             thread = T.get_thread_binding()
             query = T.alloc_shared((latent + rope,), F32, scope="shared")
@@ -73,11 +111,14 @@ def plain(kernel: Kernel) -> Any:
                 row = first + block * THREADS + thread
                 sum_ = -T.infinity(F32)
                 if row < stop:
-                    sum_ = 0.0
-                    for k in T.serial(latent):
-                        sum_ += query[k] * T.cast(x3[b, 0, row, k], F32)
-                    for k in T.serial(rope):
-                        sum_ += query[latent + k] * T.cast(x4[b, 0, row, k], F32)
+                    slot = slot_of(table, b, row, stop)
+                    line = line_of(table, row, row, stop)
+                    sum_ = checked(table, 0.0, b, row, stop, pages)
+                    if is_page(table, slot, pages):
+                        for k in T.serial(latent):
+                            sum_ += query[k] * T.cast(x3[slot, 0, line, k], F32)
+                        for k in T.serial(rope):
+                            sum_ += query[latent + k] * T.cast(x4[slot, 0, line, k], F32)
                     sum_ = sum_ * (scale * LOG2E)
                 before = T.warp_reduce_max(sum_)
                 if thread % 32 == 0:
@@ -94,15 +135,19 @@ def plain(kernel: Kernel) -> Any:
                     mixed[i] = mixed[i] * before
                 for k in T.serial(T.min(THREADS, stop - first - block * THREADS)):
                     total += chances[k]
+                    at_key = first + block * THREADS + k
+                    slot_k = slot_of(table, b, at_key, stop)
                     for i in T.unroll(columns):
-                        if i * THREADS + thread < latent:
+                        if T.And(is_page(table, slot_k, pages), i * THREADS + thread < latent):
                             mixed[i] += chances[k] * T.cast(
-                                x3[b, 0, first + block * THREADS + k, i * THREADS + thread], F32
+                                x3[slot_k, 0, line_of(table, at_key, at_key, stop), i * THREADS + thread], F32
                             )
                 T.sync_threads()
             for i in T.unroll(columns):
                 if i * THREADS + thread < latent:
-                    query[i * THREADS + thread] = T.if_then_else(total > 0, mixed[i] / total, 0)
+                    query[i * THREADS + thread] = T.if_then_else(
+                        total > 0, mixed[i] / total, nothing(table, total)
+                    )
             T.sync_threads()
             for i in T.unroll(-(-value // THREADS)):
                 if i * THREADS + thread < value:
@@ -113,4 +158,4 @@ def plain(kernel: Kernel) -> Any:
                         )
                     y0[b, t, h * value + i * THREADS + thread] = T.cast(sum_, BF16)
 
-    return latent_plain
+    return body

@@ -16,7 +16,7 @@ import tilelang.language as T
 
 from ...base import Kernel, Schedule
 from ..program import Step
-from .latent_ahead import attend_ahead
+from .latent_ahead import ahead
 from .latent_shared import BF16, F32, I64, LOG2E, LOWEST, NEAR, NONE, PRELUDE, exp2, place, sizes
 
 EXPAND_ROWS, EXPAND_DEPTH = 128, 64
@@ -24,10 +24,9 @@ EXPAND_ROWS, EXPAND_DEPTH = 128, 64
 
 def expand(kernel: Kernel, schedule: Schedule) -> Any:
     """s0 [batch, seen, heads*(nope+value)]: rows 0..end-1, the rest is undefined."""
-    heads, nope, latent, value = (kernel[n] for n in ("heads", "nope", "latent", "value"))
-    width = heads * (nope + value)
+    latent, width = kernel["latent"], kernel["heads"] * (kernel["nope"] + kernel["value"])
     batch, _, seen, room, _ = sizes()
-    rows, columns, depth = EXPAND_ROWS, int(schedule["p_columns"]), EXPAND_DEPTH
+    body = expansion(kernel, schedule)
 
     @T.prim_func
     def latent_expand(
@@ -36,6 +35,18 @@ def expand(kernel: Kernel, schedule: Schedule) -> Any:
         x7: T.Tensor((width, latent), BF16),
         s0: T.Tensor((batch, seen, width), BF16),
     ):
+        body(x3, x6, x7, s0, batch, seen)
+
+    return latent_expand
+
+
+def expansion(kernel: Kernel, schedule: Schedule) -> Any:
+    """What expand does."""
+    latent, width = kernel["latent"], kernel["heads"] * (kernel["nope"] + kernel["value"])
+    rows, columns, depth = EXPAND_ROWS, int(schedule["p_columns"]), EXPAND_DEPTH
+
+    @T.macro
+    def body(x3, x6, x7, s0, batch, seen):
         with T.Kernel(-(-width // columns), T.ceildiv(seen, rows), batch, threads=256) as (c, r, b):
             a = T.alloc_shared((rows, depth), BF16)
             w = T.alloc_shared((columns, depth), BF16)
@@ -53,7 +64,7 @@ def expand(kernel: Kernel, schedule: Schedule) -> Any:
                 T.copy(product, out)
                 T.copy(out, s0[b, r * rows : r * rows + rows, c * columns : c * columns + columns])
 
-    return latent_expand
+    return body
 
 
 def turn(kernel: Kernel) -> Any:
@@ -88,16 +99,14 @@ def turn(kernel: Kernel) -> Any:
 
 
 def attend(kernel: Kernel, schedule: Schedule) -> Any:
-    """y0 [batch, tokens, heads*value]; tiles with the most keys go first."""
-    heads, nope, rope, value = (kernel[n] for n in ("heads", "nope", "rope", "value"))
-    width, start = kernel["width"], kernel["start"]
-    rows, keys, stages = int(schedule["p_rows"]), int(schedule["p_keys"]), int(schedule["p_stages"])
+    """y0 [batch, tokens, heads*value]."""
+    heads, rope, value = (kernel[n] for n in ("heads", "rope", "value"))
     batch, tokens, seen, room, _ = sizes()
-    wide, near = heads * (nope + value), gcd(heads, NEAR)
+    wide, body = heads * (kernel["nope"] + value), attention(kernel, schedule)
 
     @T.prim_func
     def latent_prefill(
-        x0: T.Tensor((batch, tokens, width), BF16),
+        x0: T.Tensor((batch, tokens, kernel["width"]), BF16),
         x4: T.Tensor((batch, 1, room, rope), BF16),
         x6: T.Tensor((batch, 2), I64),
         s0: T.Tensor((batch, seen, wide), BF16),
@@ -105,6 +114,29 @@ def attend(kernel: Kernel, schedule: Schedule) -> Any:
         y0: T.Tensor((batch, tokens, heads * value), BF16),
         scale: T.float32,
     ):
+        body(x0, x4, x6, s0, s1, y0, scale, batch, tokens)
+
+    return latent_prefill.with_attr("global_symbol", f"latent_prefill{way(schedule)}")
+
+
+def way(schedule: Schedule) -> str:
+    """What sets apart the name of the function that attends."""
+    return "" if schedule["p_way"] == "plain" else "_ahead"
+
+
+def attention(kernel: Kernel, schedule: Schedule) -> Any:
+    """What attend does."""
+    return plainly(kernel, schedule) if schedule["p_way"] == "plain" else ahead(kernel, schedule)
+
+
+def plainly(kernel: Kernel, schedule: Schedule) -> Any:
+    """Tiles with the most keys go first."""
+    heads, nope, rope, value = (kernel[n] for n in ("heads", "nope", "rope", "value"))
+    start, near = kernel["start"], gcd(heads, NEAR)
+    rows, keys, stages = int(schedule["p_rows"]), int(schedule["p_keys"]), int(schedule["p_stages"])
+
+    @T.macro
+    def body(x0, x4, x6, s0, s1, y0, scale, batch, tokens):
         with T.Kernel(
             near, T.ceildiv(tokens, rows), batch * (heads // near), threads=rows * 2, prelude=PRELUDE
         ) as (
@@ -183,14 +215,13 @@ def attend(kernel: Kernel, schedule: Schedule) -> Any:
             T.copy(result, out)
             T.copy(out, y0[b, tile * rows : tile * rows + rows, h * value : h * value + value])
 
-    return latent_prefill
+    return body
 
 
 def materialised(kernel: Kernel, schedule: Schedule, when: str) -> Sequence[Step]:
     """latent_attention where `when` holds."""
-    alone = attend if schedule["p_way"] == "plain" else attend_ahead
     return [
         Step(expand(kernel, schedule), when, overlap=True),
         Step(turn(kernel), when, overlap=True),
-        Step(alone(kernel, schedule), when, overlap=True),
+        Step(attend(kernel, schedule), when, overlap=True),
     ]

@@ -19,6 +19,7 @@ import tilelang.language as T
 
 from ...base import Kernel, Schedule
 from ..sm import Sm
+from .latent_pages import NAN, line_of, nothing, origin, outside, settled, slot_of
 from .latent_pieces import KEYS, PIECE, ROWS, tools
 from .latent_shared import BF16, F32, LOG2E, LOWEST, PRELUDE, exp2, grid_blocks
 
@@ -34,7 +35,7 @@ def seesaw(kernel: Kernel, schedule: Schedule, sm: Sm, split: bool, parts: Any) 
     load, score, hide = tools(heads, half)
 
     @T.macro
-    def body(q, latents, rotated, span, mixed, weights, scale, batch, tokens, seen):
+    def body(q, latents, rotated, span, table, pages, mixed, weights, scale, batch, tokens, seen):
         with T.Kernel(
             parts(schedule, heads, sm, batch, tokens, seen) if split else 1,
             T.ceildiv(tokens * heads, ROWS),
@@ -94,6 +95,9 @@ def seesaw(kernel: Kernel, schedule: Schedule, sm: Sm, split: bool, parts: Any) 
             total0_ready = T.alloc_barrier(arrive_count=GROUP)
             totals_ready = T.alloc_barrier(arrive_count=GROUP)
 
+            if table is not None:
+                lost = T.alloc_var("int32", init=0)  # whether a page is none of the pool
+
             thread = T.get_thread_binding()
             count = grid_blocks() if split else 1
             T.pdl_sync()
@@ -102,13 +106,14 @@ def seesaw(kernel: Kernel, schedule: Schedule, sm: Sm, split: bool, parts: Any) 
             row = b * tokens * heads + line
             end = T.cast(span[b, 1], "int32")
             begin = T.cast(span[b, 0], "int32")
+            base = origin(table, begin)
             old = end - tokens  # keys that the first new token has before itself
             stop = old + (T.min(line + ROWS, tokens * heads) - 1) // heads + 1
-            pairs = T.ceildiv(T.max(stop - begin, 0), 2 * KEYS)
+            pairs = T.ceildiv(T.max(stop - base, 0), 2 * KEYS)
             share = T.ceildiv(pairs, count)
-            start = begin + part * share * (2 * KEYS)
+            start = settled(table, base + part * share * (2 * KEYS))
             # At least one, masked where there is none, so that all blocks go the same way.
-            turns = T.max(T.min(share, pairs - part * share), 1)
+            turns = settled(table, T.max(T.min(share, pairs - part * share), 1))
             last = end - KEYS  # no tile begins behind it
 
             T.tma_copy(q[row : row + ROWS, 0:half], q_left, barrier=q_ready)
@@ -120,14 +125,15 @@ def seesaw(kernel: Kernel, schedule: Schedule, sm: Sm, split: bool, parts: Any) 
             if thread < GROUP:
                 T.fill(result_left, 0)
                 T.fill(total0, 0)
-                load(latents, b, T.min(start + KEYS, last), 0, left1, left1_ready)
-                load(latents, b, T.min(start + KEYS, last), half, right1, right1_ready)
-                T.tma_copy(
-                    rotated[b, 0, T.min(start + KEYS, last) : T.min(start + KEYS, last) + KEYS, :],
-                    turned1,
-                    barrier=turned1_ready,
-                )
+                slot1 = slot_of(table, b, start + KEYS, end)
+                line1 = line_of(table, start + KEYS, T.min(start + KEYS, last), end)
+                load(latents, slot1, line1, 0, left1, left1_ready)
+                load(latents, slot1, line1, half, right1, right1_ready)
+                T.tma_copy(rotated[slot1, 0, line1 : line1 + KEYS, :], turned1, barrier=turned1_ready)
                 T.barrier_arrive(turned1_ready)
+                if table is not None:
+                    slot0 = slot_of(table, b, start, end)
+                    lost = outside(slot0, pages) | outside(slot1, pages)
                 T.barrier_wait(q_ready, 0)
                 T.copy(q_turned, q_turned0)
                 score(q_left, left0, left0_ready, 0, s0, True)
@@ -139,7 +145,14 @@ def seesaw(kernel: Kernel, schedule: Schedule, sm: Sm, split: bool, parts: Any) 
                     first0 = start + k * (2 * KEYS)
                     next0 = T.min(first0 + 2 * KEYS, last)
                     next1 = T.min(first0 + 3 * KEYS, last)
-                    hide(s0, first0, T.min(first0, last), line, old)
+                    # Long before they are needed: a page's number is in memory.
+                    next_slot0 = slot_of(table, b, first0 + 2 * KEYS, end)
+                    next_slot1 = slot_of(table, b, first0 + 3 * KEYS, end)
+                    next_line0 = line_of(table, first0 + 2 * KEYS, next0, end)
+                    next_line1 = line_of(table, first0 + 3 * KEYS, next1, end)
+                    if table is not None:
+                        lost = lost | outside(next_slot0, pages) | outside(next_slot1, pages)
+                    hide(table, s0, first0, T.min(first0, last), line, begin, old)
                     T.copy(top, top0)
                     T.copy(top0, before0)
                     T.reduce_max(s0, top0, dim=1, clear=False)
@@ -160,7 +173,7 @@ def seesaw(kernel: Kernel, schedule: Schedule, sm: Sm, split: bool, parts: Any) 
                     T.wait_wgmma(0)
                     T.barrier_wait(shrink1_ready, k % 2)
                     if k < turns - 1:
-                        load(latents, b, next0, 0, left0, left0_ready)
+                        load(latents, next_slot0, next_line0, 0, left0, left0_ready)
                     T.copy(shrink1, before0)
                     for i, j in T.Parallel(ROWS, KEYS):
                         s0_shrunk[i, j] = s0[i, j] * before0[i]
@@ -176,19 +189,26 @@ def seesaw(kernel: Kernel, schedule: Schedule, sm: Sm, split: bool, parts: Any) 
                     if k < turns - 1:
                         score(q_left, left0, left0_ready, (k + 1) % 2, s0, True)
                         T.wait_wgmma(pieces)  # all but those scores
-                        load(latents, b, next1, 0, left1, left1_ready)
-                        T.tma_copy(rotated[b, 0, next1 : next1 + KEYS, :], turned1, barrier=turned1_ready)
+                        load(latents, next_slot1, next_line1, 0, left1, left1_ready)
+                        T.tma_copy(
+                            rotated[next_slot1, 0, next_line1 : next_line1 + KEYS, :],
+                            turned1,
+                            barrier=turned1_ready,
+                        )
                         T.barrier_arrive(turned1_ready)
                         score(q_right, right0, right0_ready, (k + 1) % 2, s0, False)
                         T.barrier_wait(turned0_ready, (k + 1) % 2)
                         T.wgmma_gemm(q_turned0, turned0, s0, transpose_B=True)
                     T.wait_wgmma(0)
+                if table is not None:
+                    for i in T.Parallel(ROWS):
+                        total0[i] *= T.if_then_else(lost != 0, NAN, T.cast(1, F32))
                 T.copy(total0, totals)
                 T.barrier_arrive(total0_ready)
                 T.barrier_wait(totals_ready, 0)
                 T.copy(totals, total0)
                 for i in T.Parallel(ROWS):
-                    before0[i] = T.if_then_else(total0[i] > 0, 1 / total0[i], 0)
+                    before0[i] = T.if_then_else(total0[i] > 0, 1 / total0[i], nothing(table, total0[i]))
                 for i, j in T.Parallel(ROWS, half):
                     result_left[i, j] *= before0[i]
                 T.copy(result_left, q_left)
@@ -211,13 +231,11 @@ def seesaw(kernel: Kernel, schedule: Schedule, sm: Sm, split: bool, parts: Any) 
             else:
                 T.fill(result_right, 0)
                 T.fill(total1, 0)
-                load(latents, b, T.min(start, last), 0, left0, left0_ready)
-                load(latents, b, T.min(start, last), half, right0, right0_ready)
-                T.tma_copy(
-                    rotated[b, 0, T.min(start, last) : T.min(start, last) + KEYS, :],
-                    turned0,
-                    barrier=turned0_ready,
-                )
+                slot0 = slot_of(table, b, start, end)
+                line0 = line_of(table, start, T.min(start, last), end)
+                load(latents, slot0, line0, 0, left0, left0_ready)
+                load(latents, slot0, line0, half, right0, right0_ready)
+                T.tma_copy(rotated[slot0, 0, line0 : line0 + KEYS, :], turned0, barrier=turned0_ready)
                 T.barrier_arrive(turned0_ready)
                 T.barrier_wait(q_ready, 0)
                 T.copy(q_turned, q_turned1)
@@ -230,7 +248,11 @@ def seesaw(kernel: Kernel, schedule: Schedule, sm: Sm, split: bool, parts: Any) 
                     first1 = start + k * (2 * KEYS) + KEYS
                     next0 = T.min(first1 + KEYS, last)
                     next1 = T.min(first1 + 2 * KEYS, last)
-                    hide(s1, first1, T.min(first1, last), line, old)
+                    next_slot0 = slot_of(table, b, first1 + KEYS, end)
+                    next_slot1 = slot_of(table, b, first1 + 2 * KEYS, end)
+                    next_line0 = line_of(table, first1 + KEYS, next0, end)
+                    next_line1 = line_of(table, first1 + 2 * KEYS, next1, end)
+                    hide(table, s1, first1, T.min(first1, last), line, begin, old)
                     T.barrier_wait(top0_ready, k % 2)
                     T.copy(top, top1)
                     T.copy(top1, before1)
@@ -259,10 +281,14 @@ def seesaw(kernel: Kernel, schedule: Schedule, sm: Sm, split: bool, parts: Any) 
                     T.wgmma_gemm(p0, right0, result_right)
                     if k < turns - 1:
                         T.wait_wgmma(1)
-                        load(latents, b, next1, half, right1, right1_ready)
+                        load(latents, next_slot1, next_line1, half, right1, right1_ready)
                         T.wait_wgmma(0)
-                        load(latents, b, next0, half, right0, right0_ready)
-                        T.tma_copy(rotated[b, 0, next0 : next0 + KEYS, :], turned0, barrier=turned0_ready)
+                        load(latents, next_slot0, next_line0, half, right0, right0_ready)
+                        T.tma_copy(
+                            rotated[next_slot0, 0, next_line0 : next_line0 + KEYS, :],
+                            turned0,
+                            barrier=turned0_ready,
+                        )
                         T.barrier_arrive(turned0_ready)
                         score(q_left, left1, left1_ready, (k + 1) % 2, s1, True)
                         score(q_right, right1, right1_ready, (k + 1) % 2, s1, False)
@@ -276,7 +302,7 @@ def seesaw(kernel: Kernel, schedule: Schedule, sm: Sm, split: bool, parts: Any) 
                 T.copy(total1, totals)
                 T.barrier_arrive(totals_ready)
                 for i in T.Parallel(ROWS):
-                    before1[i] = T.if_then_else(total1[i] > 0, 1 / total1[i], 0)
+                    before1[i] = T.if_then_else(total1[i] > 0, 1 / total1[i], nothing(table, total1[i]))
                 for i, j in T.Parallel(ROWS, half):
                     result_right[i, j] *= before1[i]
                 T.copy(result_right, q_right)

@@ -11,6 +11,7 @@ import tilelang.language as T
 from ...base import Kernel, Schedule
 from ..program import Step
 from ..sm import Sm
+from .latent_pages import PAGE, is_page, line_of, slot_of
 from .latent_shared import BF16, F32, I64, NONE, place, sizes
 
 THREADS = 128
@@ -22,25 +23,66 @@ def latent_write(kernel: Kernel, schedule: Schedule, sm: Sm) -> Sequence[Step]:
     return [Step(write(kernel), overlap=True)]
 
 
+def latent_write_paged(kernel: Kernel, schedule: Schedule, sm: Sm) -> Sequence[Step]:
+    """The same into pages of pools, by the table x8 [batch,room]; a row for what is no page is left out."""
+    return [Step(write_paged(kernel), overlap=True)]
+
+
 def write(kernel: Kernel) -> Any:
-    """Norm and rotation in f32; the sum of squares goes through shared memory once."""
-    c, width, start = (kernel[name] for name in ("c", "width", "start"))
-    pairs_in, pairs_out, half = kernel["pairs_in"], kernel["pairs_out"], kernel["r"] // 2
-    vector = 4 if not (c % 4 or start % 4 or width % 4) else 1
-    rounds = -(-c // (THREADS * vector))
+    """Into caches of a sequence's own."""
+    c, r, width = kernel["c"], kernel["r"], kernel["width"]
     batch, tokens, _, room, _ = sizes()
+    body = writing(kernel)
 
     @T.prim_func
     def latent_write(
         x0: T.Tensor((batch, tokens, width), BF16),
         x1: T.Tensor((c,), F32),
-        x2: T.Tensor((batch, tokens, half), F32),
-        x3: T.Tensor((batch, tokens, half), F32),
+        x2: T.Tensor((batch, tokens, r // 2), F32),
+        x3: T.Tensor((batch, tokens, r // 2), F32),
         x7: T.Tensor((batch, 2), I64),
         y0: T.Tensor((batch, 1, room, c), BF16),
-        y1: T.Tensor((batch, 1, room, kernel["r"]), BF16),
+        y1: T.Tensor((batch, 1, room, r), BF16),
         eps: T.float32,
     ):
+        body(x0, x1, x2, x3, x7, None, None, y0, y1, eps, batch, tokens)
+
+    return latent_write
+
+
+def write_paged(kernel: Kernel) -> Any:
+    """Into pages of pools."""
+    c, r, width = kernel["c"], kernel["r"], kernel["width"]
+    batch, tokens, _, room, _ = sizes()
+    pages = T.dynamic("pages")
+    body = writing(kernel)
+
+    @T.prim_func
+    def latent_write_paged(
+        x0: T.Tensor((batch, tokens, width), BF16),
+        x1: T.Tensor((c,), F32),
+        x2: T.Tensor((batch, tokens, r // 2), F32),
+        x3: T.Tensor((batch, tokens, r // 2), F32),
+        x7: T.Tensor((batch, 2), I64),
+        x8: T.Tensor((batch, room), I64),
+        y0: T.Tensor((pages, 1, PAGE, c), BF16),
+        y1: T.Tensor((pages, 1, PAGE, r), BF16),
+        eps: T.float32,
+    ):
+        body(x0, x1, x2, x3, x7, x8, pages, y0, y1, eps, batch, tokens)
+
+    return latent_write_paged
+
+
+def writing(kernel: Kernel) -> Any:
+    """Norm and rotation in f32; the sum of squares goes through shared memory once."""
+    c, width, start = (kernel[name] for name in ("c", "width", "start"))
+    pairs_in, pairs_out, half = kernel["pairs_in"], kernel["pairs_out"], kernel["r"] // 2
+    vector = 4 if not (c % 4 or start % 4 or width % 4) else 1
+    rounds = -(-c // (THREADS * vector))
+
+    @T.macro
+    def body(x0, x1, x2, x3, x7, table, pages, y0, y1, eps, batch, tokens):
         with T.Kernel(tokens, batch, threads=THREADS) as (t, b):
             thread = T.get_thread_binding()
             weight = T.alloc_local((rounds, vector), F32)
@@ -55,6 +97,8 @@ def write(kernel: Kernel) -> Any:
             T.pdl_sync()
             T.pdl_trigger()
             row = T.cast(x7[b, 1], "int32") - tokens + t
+            slot = slot_of(table, b, row, row + 1)
+            there = is_page(table, slot, pages)
             for i in T.unroll(rounds):
                 if (i * THREADS + thread) * vector < c:
                     for j in T.vectorized(vector):
@@ -68,19 +112,23 @@ def write(kernel: Kernel) -> Any:
             total = partial[0] + partial[1] + partial[2] + partial[3]
             total = T.rsqrt(total / c + eps)
             for i in T.unroll(rounds):
-                if (i * THREADS + thread) * vector < c:
+                if T.And(there, (i * THREADS + thread) * vector < c):
                     for j in T.vectorized(vector):
-                        y0[b, 0, row, (i * THREADS + thread) * vector + j] = T.cast(
-                            latent[i, j] * total * weight[i, j], BF16
-                        )
+                        y0[
+                            slot, 0, line_of(table, row, row, row + 1), (i * THREADS + thread) * vector + j
+                        ] = T.cast(latent[i, j] * total * weight[i, j], BF16)
             for i in T.unroll(-(-half // THREADS)):
-                if i * THREADS + thread < half:
+                if T.And(there, i * THREADS + thread < half):
                     pair = i * THREADS + thread
                     low = T.cast(x0[b, t, start + c + place(pairs_in, half, pair, 0)], F32)
                     high = T.cast(x0[b, t, start + c + place(pairs_in, half, pair, 1)], F32)
                     cos = 1.0 if pairs_in == NONE else x2[b, t, pair]
                     sin = 0.0 if pairs_in == NONE else x3[b, t, pair]
-                    y1[b, 0, row, place(pairs_out, half, pair, 0)] = T.cast(low * cos - high * sin, BF16)
-                    y1[b, 0, row, place(pairs_out, half, pair, 1)] = T.cast(low * sin + high * cos, BF16)
+                    y1[slot, 0, line_of(table, row, row, row + 1), place(pairs_out, half, pair, 0)] = T.cast(
+                        low * cos - high * sin, BF16
+                    )
+                    y1[slot, 0, line_of(table, row, row, row + 1), place(pairs_out, half, pair, 1)] = T.cast(
+                        low * sin + high * cos, BF16
+                    )
 
-    return latent_write
+    return body

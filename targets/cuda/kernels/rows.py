@@ -12,6 +12,7 @@ from ...base import Kernel, Schedule
 from ..program import Step
 from ..sm import Sm
 from ..widths import LANES, norm_vector, widest
+from . import sample
 
 ANGLE_TOKENS = 32  # tokens of a sequence whose angles one block makes
 
@@ -130,16 +131,20 @@ def angles(kernel: Kernel, schedule: Schedule, sm: Sm) -> Sequence[Step]:
 
 
 def rms_norm(kernel: Kernel, schedule: Schedule, sm: Sm) -> Sequence[Step]:
-    """Columns start..start+n of each row, by a warp where they are few, by a block where not."""
+    """Columns start..start+n of each row, by a warp where they are few, by a block where not.
+
+    last_norm: of the last row alone of each sequence.
+    """
     n, width, start = kernel["n"], kernel["width"], kernel["start"]
     vector, threads = norm_vector(kernel), int(schedule["threads"])
     team = LANES if n <= 2 * LANES * vector else threads  # threads of a row
     rows, warps, parts = threads // team, threads // LANES, -(-n // (team * vector))
     m = T.dynamic("m")
+    tokens = T.dynamic("tokens") if kernel.kind == "last_norm" else 1  # rows of which one is read
 
     @T.prim_func
     def rms_norm_kernel(
-        x0: T.Tensor((m, width), "bfloat16"),
+        x0: T.Tensor((m, tokens, width), "bfloat16"),
         x1: T.Tensor((n,), "float32"),
         y0: T.Tensor((m, n), "bfloat16"),
         eps: T.float32,
@@ -160,7 +165,7 @@ def rms_norm(kernel: Kernel, schedule: Schedule, sm: Sm) -> Sequence[Step]:
             for p in T.unroll(parts):
                 if row < m and (p * team + t) * vector < n:
                     for v in T.vectorized(vector):
-                        x[p, v] = x0[row, start + (p * team + t) * vector + v]
+                        x[p, v] = x0[row, tokens - 1, start + (p * team + t) * vector + v]
             for p in T.unroll(parts):
                 if row < m and (p * team + t) * vector < n:
                     for v in T.unroll(vector):
@@ -189,4 +194,6 @@ BUILDERS: Mapping[str, Callable[[Kernel, Schedule, Sm], Sequence[Step]]] = {
     "embedding": embedding,
     "angles": angles,
     "rms_norm": rms_norm,
+    "last_norm": rms_norm,
+    "choose_token": sample.choose_token,
 }

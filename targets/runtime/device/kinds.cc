@@ -161,6 +161,29 @@ void grouped_combine(Call& call) {
   run(call, {m}, m, {y});
 }
 
+// --- choose_token: logits [.., v], temperature [m], top_k [m], top_p [m], uniform [m] -> token [m], its log [m] ---
+
+void choose_token(Call& call) {
+  if (!has_width(call, 0, call.row.dims[0])) return;
+  const int64_t m = call.in(0).rows();
+  for (int i = 1; i < 5; ++i)
+    if (!holds(call, i, m)) return;
+  void* token = call.out(0, {m});
+  void* likely = call.out(1, {m});
+  run(call, {m}, m, {token, likely});
+}
+
+// --- last_norm: x [B, T, width], w [n] -> [B, 1, n], of the last token of each sequence --------------------------
+
+void last_norm(Call& call) {
+  const int64_t n = call.row.dims[NORM_N];
+  if (!has_rank(call, 0, 3) || !has_width(call, 0, call.row.dims[NORM_WIDTH]) || !holds(call, 1, n)) return;
+  const int64_t m = call.in(0).shape[0], tokens = call.in(0).shape[1];
+  if (!tokens) return call.fail("input 0 has no tokens, so no last one");
+  void* y = call.out(0, {m, 1, n});
+  run(call, {m, m, tokens}, m, {y});
+}
+
 constexpr Type halves[] = {BF16, BF16, BF16};
 constexpr Type floats[] = {F32};
 constexpr Type integers[] = {I64, I64};
@@ -172,6 +195,8 @@ constexpr Type route_inputs[] = {BF16, BF16, F32};
 constexpr Type route_outputs[] = {I64, I64, F32};
 constexpr Type gate_inputs[] = {F32, F32};
 constexpr Type gate_outputs[] = {I64, F32};
+constexpr Type choose_inputs[] = {F32, F32, I64, F32, F32};
+constexpr Type choose_outputs[] = {I64, F32};
 constexpr Type grouped_inputs[] = {BF16, I64, I64, BF16, F32, BF16};
 
 }  // namespace
@@ -180,6 +205,8 @@ namespace kind {
 extern const Kind embedding = {"embedding", 2, 2, 1, embedding_inputs, halves, moec::embedding};
 extern const Kind angles = {"angles", 3, 3, 3, angles_inputs, angles_outputs, moec::angles};
 extern const Kind rms_norm = {"rms_norm", 2, 2, 1, norm_inputs, halves, moec::rms_norm};
+extern const Kind last_norm = {"last_norm", 2, 2, 1, norm_inputs, halves, moec::last_norm};
+extern const Kind choose_token = {"choose_token", 5, 5, 2, choose_inputs, choose_outputs, moec::choose_token};
 extern const Kind linear = {"linear", 2, 2, 1, halves, halves, moec::linear};
 extern const Kind linear_add = {"linear_add", 3, 3, 1, halves, halves, moec::linear_add};
 extern const Kind linear_swiglu = {"linear_swiglu", 2, 2, 1, halves, halves, moec::linear_swiglu};

@@ -6,8 +6,9 @@
 namespace moec {
 
 // Sizes known when a call is made: rows (tokens of all sequences), sequences, new tokens of each, the width of the
-// attention mask, rows of the cache. Those that mean nothing to a kind are 0.
-enum Size { kM, kBatch, kTokens, kSeen, kRoom, kSizes };
+// attention mask, rows of the cache; where that is in pages, those of a sequence, and those of the pool. Those that
+// mean nothing to a kind are 0.
+enum Size { kM, kBatch, kTokens, kSeen, kRoom, kPages, kSizes };
 
 class Run;  // of the target, in its launch.h; made of Ports
 

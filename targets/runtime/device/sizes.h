@@ -8,13 +8,13 @@
 namespace moec {
 
 struct Sizes {
-  int64_t m = 0, batch = 0, tokens = 0, seen = 0, room = 0;
+  int64_t m = 0, batch = 0, tokens = 0, seen = 0, room = 0, pages = 0;
 };
 
 // Runs the program for so many tokens.
 inline void run(Call& call, const Sizes& s, int64_t tokens, std::initializer_list<void*> results) {
   if (call.failed() || !tokens) return;
-  const int64_t sizes[kSizes] = {s.m, s.batch, s.tokens, s.seen, s.room};
+  const int64_t sizes[kSizes] = {s.m, s.batch, s.tokens, s.seen, s.room, s.pages};
   call.choose(tokens);
   Run(call, sizes, results.begin()).run();
 }

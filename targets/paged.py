@@ -1,0 +1,63 @@
+"""Kernels over caches in pages: of latents, and of targets with memory of their own.
+
+Such a kernel is that of the same name without PAGED, with pools for caches and one more operand, the last:
+the table of pages. Its dims and reals are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from ..compiler.ir import Graph, Node
+from ..compiler.ops.pages import APPEND_PAGES, GATHER_PAGES
+from ..compiler.ops.region import REGION
+from ..passes.match import made_by
+from ..passes.partition import Claim, Cluster, Users
+from . import claims
+from .base import Kernel
+
+PAGED = "_paged"
+KINDS = ("latent_write", "latent_attention", "mla_decode")
+PAGE = 64  # rows of a page
+Value = TypeVar("Value")
+
+
+def with_paged(table: Mapping[str, Value]) -> dict[str, Value]:
+    """A table by kind of kernel with the same for paged ones."""
+    return {**table, **{kind + PAGED: table[kind] for kind in KINDS if kind in table}}
+
+
+def is_paged(kernel: Kernel) -> bool:
+    """Whether its caches are in pages."""
+    return kernel.kind.endswith(PAGED)
+
+
+def unpaged(kernel: Kernel) -> Kernel:
+    """The kernel of the same sizes whose caches are not."""
+    return replace(kernel, kind=kernel.kind.removesuffix(PAGED))
+
+
+def left_over(graph: Graph) -> list[Node]:
+    """What is done to pages outside of kernels."""
+    return [node for node in graph if node.op is not REGION and node.op in (APPEND_PAGES, GATHER_PAGES)]
+
+
+def latent_write_paged(node: Node, users: Users) -> Cluster | None:
+    """As claims.latent_write, into pages."""
+    found = claims.latent_write(node, users, APPEND_PAGES)
+    return found and replace(found, kind=found.kind + PAGED)
+
+
+def latent_attention_paged(node: Node, users: Users) -> Cluster | None:
+    """As claims.latent_attention, over pages."""
+    found = claims.latent_attention(node, users)
+    if not found or not all(made_by(each, GATHER_PAGES) for each in found.operands[3:5]):
+        return None
+    (latents, table), (keys, other) = (each.node.inputs for each in found.operands[3:5])
+    operands = (*found.operands[:3], latents, keys, *found.operands[5:], table)
+    return Cluster(found.kind + PAGED, operands, found.results) if table == other else None
+
+
+CLAIMS: Sequence[Claim] = (latent_write_paged, latent_attention_paged)
