@@ -13,7 +13,8 @@ import numpy as np
 
 from . import rooms
 from .ir import Array
-from .runner import Artifact, BadRequest
+from .runner import Artifact
+from .texts import BadRequest
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,9 @@ import numpy as np
 from . import artifact, runner
 from .ir import Array
 from .kernel_proof import alone, kernel_errors
+from .sampler import Sampler
 from .session import copy
+from .texts import PAGES
 
 Feeds = Mapping[str, Array]
 
@@ -97,7 +99,7 @@ def kernels(folder: Path, feeds: Feeds) -> dict[str, dict[str, float]]:
 
 def following(feeds: Feeds) -> Feeds:
     """One more token after the last row of a prompt, whose caches hold it; pools stay as they are."""
-    shared = runner.PAGES in feeds
+    shared = PAGES in feeds
     rows = {
         name: array if shared and name.startswith("past.") else np.ascontiguousarray(array[-1:])
         for name, array in feeds.items()
@@ -110,7 +112,7 @@ def prompt(folder: Path, ids: Array, mask: Array) -> Feeds:
     """What a language model is fed: tokens i64 [B, T], with empty caches that have room for one more."""
     model = opened(folder)
     empty = model.empty(len(ids), ids.shape[1] + 1)
-    wishes = runner.Sampler(1.0, 5, 0.9, seed=0).wishes(len(ids)) if model.chooses else {}
+    wishes = Sampler(1.0, 5, 0.9, seed=0).wishes(len(ids)) if model.chooses else {}
     return {"input_ids": ids, "attention_mask": mask, **empty, **wishes}
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from moec.compiler import compile_model, load
-from moec.compiler.runner import Artifact, BadRequest, Texts
+from moec.compiler.runner import Artifact
+from moec.compiler.texts import BadRequest, Texts
 
 from . import models
 from .command import printed, refused

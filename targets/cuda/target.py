@@ -29,8 +29,9 @@ USUAL = "NVIDIA H200"  # what schedules are taken from where there is no GPU
 FAMILIES: Mapping[str, Sequence[str]] = {
     **dict.fromkeys(bf16.MATMULS, ("kernels/matmul.py", "space_matmul.py")),
     **{f"{kind} fp8": ("kernels/fp8.py", "space_fp8.py") for kind in bf16.MATMULS},
-    **dict.fromkeys(("embedding", "angles", "rms_norm", "last_norm"), ("kernels/rows.py", "space_rows.py")),
-    "choose_token": ("kernels/sample.py", "space_rows.py"),
+    **dict.fromkeys(
+        ("embedding", "angles", "rms_norm", "last_norm", "choose_token"), ("kernels/rows.py", "space_rows.py")
+    ),
     **dict.fromkeys(("top_k_gate", "permute", "route"), ("kernels/gate.py", "space_rows.py")),
     **dict.fromkeys(("rotary", "append", "attention"), ("kernels/heads.py", "space_rows.py")),
     **dict.fromkeys(paged.with_paged(dict.fromkeys(paged.KINDS)), ("kernels/latent.py", "space_latent.py")),

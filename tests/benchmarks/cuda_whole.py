@@ -27,8 +27,8 @@ import numpy as np
 
 from moec.compiler import load
 from moec.compiler.ir import DTYPES
-from moec.compiler.runner import Recorded, bind
 from moec.compiler.session import copy, memory, run_options
+from moec.compiler.texts import Recorded, bind
 
 from . import hollow, shapes
 

@@ -18,7 +18,9 @@ import pytest
 from moec.compiler import artifact, load
 from moec.compiler.interpret import interpret
 from moec.compiler.manifest import SCHEMA, SEAL, BadArtifact, seal
-from moec.compiler.runner import Artifact, BadRequest, Sampler
+from moec.compiler.runner import Artifact
+from moec.compiler.sampler import Sampler
+from moec.compiler.texts import BadRequest
 from moec.targets.base import CannotBuild
 from moec.targets.cpu.target import target
 
@@ -88,7 +90,7 @@ def test_decoding_with_the_cache_equals_decoding_without(kind: str, request: pyt
 
 
 def test_a_long_prompt_goes_in_chunks(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moec.compiler.runner.CHUNK", 2)
+    monkeypatch.setattr("moec.compiler.texts.CHUNK", 2)
     np.testing.assert_array_equal(load(plain, threads=1).generate(IDS, 4, LEFT), greedy(IDS, LEFT, 4))
 
 

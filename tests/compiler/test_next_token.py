@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moec.compiler import load, runner
+from moec.compiler import load, runner, texts
 from moec.compiler.bench import steps
 from moec.compiler.exercise import following, logits, prompt
-from moec.compiler.runner import Artifact, Recorded, Sampler
+from moec.compiler.runner import Artifact
+from moec.compiler.sampler import Sampler
+from moec.compiler.texts import Recorded
 from moec.passes.head import choosing
 from moec.passes.last import take_rows_first
 
@@ -48,6 +50,24 @@ def both(plain: Path, choosy: Path) -> tuple[Artifact, Artifact]:
     return load(plain, threads=1), load(choosy, threads=1)
 
 
+def test_each_wish_is_obeyed() -> None:
+    logits = np.array([[0.0, 3.0, 2.9, 2.0, -1.0]], np.float32)
+
+    def drawn(times: int = 200, **wish: Any) -> list[int]:
+        choose = Sampler(seed=0, **wish)
+        return [int(choose(logits)[0]) for _ in range(times)]
+
+    assert set(drawn()) == {1}
+    assert set(drawn(temperature=1.0, top_k=1)) == {1}
+    assert set(drawn(temperature=1.0, top_k=2)) == {1, 2}
+    assert set(drawn(temperature=1.0, top_p=0.6)) == {1, 2}
+    assert set(drawn(temperature=50.0)) == {0, 1, 2, 3, 4}
+    assert drawn(temperature=1.0) == drawn(temperature=1.0)
+    assert Sampler(1.0, seed=1)(np.zeros((8, 99), np.float32)).tolist() != (
+        Sampler(1.0, seed=2)(np.zeros((8, 99), np.float32)).tolist()
+    )
+
+
 def test_what_goes_in_and_comes_out(both: tuple[Artifact, Artifact]) -> None:
     plain, choosy = both
     assert (plain.chooses, choosy.chooses) == (False, True)
@@ -72,7 +92,7 @@ def test_a_long_prompt_goes_in_chunks_and_draws_once(
     both: tuple[Artifact, Artifact], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = both[1].generate(IDS, 4, LEFT, **WISHES[2])
-    monkeypatch.setattr(runner, "CHUNK", 2)
+    monkeypatch.setattr(texts, "CHUNK", 2)
     np.testing.assert_array_equal(both[1].generate(IDS, 4, LEFT, **WISHES[2]), whole)
 
 
@@ -118,8 +138,9 @@ def recorded(choosy: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Reco
         else:
             target.update_inplace(held)
 
-    monkeypatch.setattr(runner, "memory", memory)
-    monkeypatch.setattr(runner, "copy", copy)
+    for module in (runner, texts):
+        monkeypatch.setattr(module, "memory", memory)
+        monkeypatch.setattr(module, "copy", copy)
     artifact = load(choosy, threads=1)
     artifact.on_device = True
     artifact.manifest = replace(artifact.manifest, target={**artifact.manifest.target, "provider": {}})

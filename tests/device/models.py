@@ -197,7 +197,7 @@ def mixed(artifact: Any) -> Any:
 
 def ways(artifact: Any, ids: Any, mask: Any) -> Iterator[tuple[str, Any]]:
     """Logits by the name of how they came to be: of both texts, or of the last of them."""
-    from moec.compiler.runner import Texts
+    from moec.compiler.texts import Texts
 
     batch, length = ids.shape
     yield "whole", artifact.logits(ids, mask)
@@ -216,7 +216,8 @@ def ways(artifact: Any, ids: Any, mask: Any) -> Iterator[tuple[str, Any]]:
 
 def tokens_wrong(artifact: Any, ids: Any, mask: Any) -> Iterator[str]:
     """Where tokens are not those that the logits of the same step and the same draws give."""
-    from moec.compiler.runner import Sampler, Texts
+    from moec.compiler.sampler import Sampler
+    from moec.compiler.texts import Texts
 
     for how, texts in (("", Texts(artifact, *ids.shape)), (" replayed", artifact.texts(*ids.shape))):
         texts.step(ids[:, :-STEPS], mask[:, :-STEPS])

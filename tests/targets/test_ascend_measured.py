@@ -219,9 +219,9 @@ def test_without_an_npu_nothing_is_taken_for_measured(
 
 
 def test_records_name_the_npu_where_it_is_measured(machine: Machine) -> None:
-    other = ["simulated Ascend910B1", "simulated", True, 12]
+    other = ["simulated Ascend910B1", "simulated", True, 13]
     assert facts() == [["Ascend910B3", "measured", False, 0], other, "Ascend910B3", False, "measured"]
-    simulated = ["simulated Ascend910B3", "simulated", True, 12]
+    simulated = ["simulated Ascend910B3", "simulated", True, 13]
     for settings, why in (
         ({"ASCEND_HOME_PATH": ""}, "hivmc is neither on PATH nor in CANN, which ASCEND_HOME_PATH names"),
         ({"MOEC_SIMULATE": "1"}, "MOEC_SIMULATE is 1"),
