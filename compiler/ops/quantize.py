@@ -125,10 +125,16 @@ def _encode(w: Array, codes: Array, bits: int) -> Array:
     scales = (np.where(high >= -low, high, low) / np.float32(-8)).astype(np.float16)
     for _ in range(2):
         chosen = _codes(w, scales, bits)
-        match, square = (np.einsum("gk,gk->g", other, chosen) for other in (w, chosen))
+        match, square = (_products(other, chosen) for other in (w, chosen))
         scales = (match / np.maximum(square, 1)).astype(np.float16)
     codes[...] = _codes(w, scales, bits)
     return scales
+
+
+def _products(x: Array, y: Array) -> Array:
+    """Of each row the sum of products, added up in f64: in f32 the order, which is not ours, would show."""
+    sums: Array = np.einsum("gk,gk->g", x, y, dtype=np.float64)
+    return sums.astype(np.float32)
 
 
 def _codes(w: Array, scales: Array, bits: int) -> Array:
@@ -178,10 +184,15 @@ def _expand_quantize(w: Value, *, bits: int, group: int) -> Sequence[Value]:
         scales = CAST(DIV(largest, scalar(-8, "f32")), dtype="f16")
         for _ in range(2):
             codes = _expand_codes(groups, scales, bits)
-            match, square = (SUM(MUL(other, codes), axes=(last,), keepdims=True) for other in (groups, codes))
+            match, square = (_expand_products(other, codes) for other in (groups, codes))
             scales = CAST(DIV(match, MAXIMUM(square, scalar(1, "f32"))), dtype="f16")
     codes = CAST(_expand_codes(groups, scales, bits), dtype="i8")
     return RESHAPE(codes, shape=w.shape), RESHAPE(scales, shape=scales.shape[:-1])
+
+
+def _expand_products(x: Value, y: Value) -> Value:
+    products = MUL(CAST(x, dtype="f64"), CAST(y, dtype="f64"))
+    return CAST(SUM(products, axes=(products.type.rank - 1,), keepdims=True), dtype="f32")
 
 
 def _expand_codes(groups: Value, scales: Value, bits: int) -> Value:
