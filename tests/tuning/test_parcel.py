@@ -26,7 +26,7 @@ def test_what_came_damaged_or_would_lie_elsewhere_is_refused(tmp_path: Path) -> 
     ((name, digest, _),) = packed(tmp_path)
     with pytest.raises(ValueError, match=f"kernel.so came damaged: its SHA-256 is .*, not {digest}"):
         unpacked([(name, digest, b"whale")], tmp_path / "new")
-    for path in ("../out", "/tmp/out", "a/../../out"):
+    for path in ("../out", "/out", "a/../../out"):
         with pytest.raises(ValueError, match=f"the file '{path}', which is not in its folder"):
             unpacked([(path, digest, b"whole")], tmp_path / "new")
     assert not (tmp_path / "new").exists()
