@@ -62,11 +62,19 @@ class Contest:
 
     def end(self) -> Record:
         """Settles the best, then logs that there will be no more; the record of that."""
-        if self.best and not self.best.settled and merged(self.best.schedules) != self.space.defaults:
+        if self.best and self.unsettled:
             self._settle(self.best)
         record = self._record(self.best.schedules if self.best else self.space.defaults, Measurement("done"))
         self.log.append(record)
         return record
+
+    @property
+    def unsettled(self) -> int:
+        """Trials that the end takes, to settle the best."""
+        best = self.best
+        if best is None or best.settled or merged(best.schedules) == self.space.defaults:
+            return 0
+        return PROCESSES if isinstance(self.judge, Renews) else 1
 
     def _note(self, record: Record) -> None:
         self.log.append(record)
@@ -121,22 +129,35 @@ class Contest:
         A process that has measured for minutes has other memory and other neighbours than one that serves a
         model; where memory lies differs between processes too; and the best of many is the luckiest of them.
         """
-        default, races = self.space.defaults, list[Mapping[int, float]]()
-        again = [self.judge.afresh] * PROCESSES if isinstance(self.judge, Renews) else [self.judge.trial]
-        for trial in again:
-            seen = trial(self.kernel, best.schedules, default)
+        default, times = self.space.defaults, dict[int, list[float]]()
+        trial = self.judge.afresh if isinstance(self.judge, Renews) else self.judge.trial
+        points = {point: bucket_of(point) for point in self._points()}
+        splits = self._layout(best) == self.space.layout_of(self.space.default)  # else it is all or nothing
+        left = {first for first in points.values() if differ(best.schedules, default, first)}
+        for _ in range(self.unsettled):
+            where = [point for point in points if points[point] in left]
+            seen = trial(self.kernel, best.schedules, default, where)
             if seen.status != "ok" or seen.against is None:
                 self.log.append(replace(self._record(best.schedules, seen), settled=True))
                 return self._read()
-            each = by_bucket(seen.samples, seen.against)
-            races.append({first: ratio.value for first, ratio in each.items()})
-        ratios = {first: geometric_mean(race[first] for race in races) for first in races[0]}
-        wins = [first for first in ratios if max(race[first] for race in races) < 1]
-        kept = spliced(default, best.schedules, wins, ratios)
-        if self.space.objection_to(kept):  # it lays out weights in another way: all of it, or nothing
-            whole = max(geometric_mean(race.values()) for race in races) < 1
-            kept = best.schedules if whole else default
+            race = {first: ratio.value for first, ratio in by_bucket(seen.samples, seen.against).items()}
+            for first, ratio in race.items():
+                times.setdefault(first, []).append(ratio)
+            if splits:
+                left = {first for first in left if race[first] < 1}
+            elif geometric_mean(race.values()) >= 1:
+                left = set()
+            if not left:  # there is nothing that another process could save
+                break
+        kept = spliced(default, best.schedules, left, points.values()) if left else default
+        even = dict.fromkeys(points.values(), 1.0)
+        ratios = {**even, **{first: geometric_mean(each) for first, each in times.items()}}
         self._settled(best, seen, ratios, kept)
+
+    def _points(self) -> set[str]:
+        """Where the kernel is timed: somewhere in the log are times of each."""
+        known = self.log.of(self.kernel, self.fingerprint)
+        return {point for record in known for point in record.samples}
 
     def _settled(self, best: Record, seen: Measurement, ratios: Mapping[int, float], kept: Schedules) -> None:
         """Logs what the last races came to: what is kept, and a best that is not as withdrawn."""
@@ -145,9 +166,8 @@ class Contest:
             self.log.append(replace(self._record(best.schedules, seen, ratios), settled=True))
             ratios = {first: min(ratio, 1.0) for first, ratio in ratios.items()}
         if merged(kept) != self.space.defaults:
-            noise = compare(seen.samples, seen.against).noise
             record = self._record(kept, seen, ratios, leads=True, beats=True)
-            self.log.append(replace(record, noise=noise, settled=True))
+            self.log.append(replace(record, noise=_noise(None, seen, ratios), settled=True))
         self._read()
 
     def _compete(self, record: Record) -> Record:
@@ -203,17 +223,22 @@ def _chained(rival: Record, seen: Measurement) -> dict[int, float]:
     }
 
 
-def _noise(rival: Record, seen: Measurement, ratios: Mapping[int, float]) -> float | None:
+def _noise(rival: Record | None, seen: Measurement, ratios: Mapping[int, float]) -> float | None:
     """What the mean of the ratios may be off by: in what was just seen, and in what the rival's were."""
     assert seen.against is not None
     noise = compare(seen.samples, seen.against).noise
     part = len({*map(bucket_of, seen.samples)} & {*ratios}) / len(ratios)
-    return None if noise is None else math.hypot(noise * part, rival.noise or 0.0)
+    return None if noise is None else math.hypot(noise * part, (rival and rival.noise) or 0.0)
 
 
 def _disturbed(seen: Measurement) -> str:
     """What the log should know of a measurement that worked."""
     return f"{seen.repeated} pairs were preempted and taken again" if seen.repeated else ""
+
+
+def differ(one: Schedules, other: Schedules, tokens: int) -> bool:
+    """Whether calls of so many tokens are served by another schedule."""
+    return one[serving(one, tokens)] != other[serving(other, tokens)]
 
 
 def spliced(old: Schedules, new: Schedules, wins: Collection[int], buckets: Iterable[int]) -> Schedules:

@@ -87,7 +87,7 @@ class Bench:
             self.worker.building.take(kernel, each, parcel)
         try:
             if fresh:
-                return asdict(self.worker.afresh(kernel, schedules, incumbent))
+                return asdict(self.worker.afresh(kernel, schedules, incumbent, points))
             return asdict(self.worker.trial(kernel, schedules, incumbent, points))
         except CannotBuild as error:
             return {"cannot": str(error)}
@@ -223,9 +223,15 @@ class Fleet:
         """
         return self._trial(kernel, schedules, incumbent, points)
 
-    def afresh(self, kernel: Kernel, schedules: Schedules, incumbent: Schedules | None) -> Measurement:
-        """As a trial, in a process that its device's machine starts for it."""
-        return self._trial(kernel, schedules, incumbent, fresh=True)
+    def afresh(
+        self,
+        kernel: Kernel,
+        schedules: Schedules,
+        incumbent: Schedules | None,
+        points: Collection[str] | None = None,
+    ) -> Measurement:
+        """As a trial, in a process that its device's machine has for it alone."""
+        return self._trial(kernel, schedules, incumbent, points, fresh=True)
 
     def _trial(
         self,

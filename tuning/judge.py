@@ -37,6 +37,7 @@ class Worker:
         memory_bytes = memory_bytes or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         arguments = [device, json.dumps(dict(options)), str(memory_bytes)]
         self.bench = Process([*arguments, "measure"], start_s)
+        self.fresh = Process([*arguments, "afresh"], start_s)
         self.building = Builders(arguments, builders, start_s, build_s)
         self._limit_s = limit_s
 
@@ -50,14 +51,16 @@ class Worker:
 
     def start(self) -> None:
         """Has all ready before the first trial. Raises CannotBuild if they cannot start."""
-        self.bench.launch()
+        for process in (self.bench, self.fresh):
+            process.launch()
         self.building.start()
-        self.bench.start()
+        for process in (self.bench, self.fresh):
+            process.start()
 
     def close(self) -> None:
         """Ends all processes, and what they started, at once."""
-        self.bench.close()
-        self.building.close()
+        for each in (self.bench, self.fresh, self.building):
+            each.close()
 
     @property
     def processor(self) -> str:
@@ -87,6 +90,26 @@ class Worker:
 
         Raises CannotBuild if a worker cannot start or this machine can build nothing.
         """
+        return self._trial(self.bench, kernel, schedules, incumbent, points)
+
+    def afresh(
+        self,
+        kernel: Kernel,
+        schedules: Schedules,
+        incumbent: Schedules | None,
+        points: Collection[str] | None = None,
+    ) -> Measurement:
+        """As trial, in a process that has run nothing before."""
+        return self._trial(self.fresh, kernel, schedules, incumbent, points)
+
+    def _trial(
+        self,
+        process: Process,
+        kernel: Kernel,
+        schedules: Schedules,
+        incumbent: Schedules | None,
+        points: Collection[str] | None,
+    ) -> Measurement:
         rivals = [each for each in (schedules, incumbent) if each is not None]
         built = self.building.build(kernel, rivals)
         for each in built:
@@ -98,16 +121,11 @@ class Worker:
             "built": [str(folder) for folder in built],
             "points": points and [*points],
         }
-        self.bench.send({**request, "limit_s": self._limit_s})
+        process.send({**request, "limit_s": self._limit_s})
         try:
-            reply = self.bench.receive(self._limit_s)
+            reply = process.receive(self._limit_s)
         except Hung:
             return Measurement("timeout", f"no result within {self._limit_s} s")
         except Died as died:
             return Measurement("crashed", str(died))
         return Measurement(**reply)
-
-    def afresh(self, kernel: Kernel, schedules: Schedules, incumbent: Schedules | None) -> Measurement:
-        """As trial, in a process that has run nothing before."""
-        self.bench.close()
-        return self.trial(kernel, schedules, incumbent)

@@ -64,8 +64,14 @@ class Prepares(Protocol):
 class Renews(Protocol):
     """A judge that can have a trial in a process that has run nothing before."""
 
-    def afresh(self, kernel: Kernel, schedules: Schedules, incumbent: Schedules | None) -> Measurement:
-        """As a trial at all points, in a process that is started for it."""
+    def afresh(
+        self,
+        kernel: Kernel,
+        schedules: Schedules,
+        incumbent: Schedules | None,
+        points: Collection[str] | None = None,
+    ) -> Measurement:
+        """As a trial, in a process that is there for it alone."""
 
 
 @dataclass(frozen=True, slots=True)

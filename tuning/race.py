@@ -1,8 +1,9 @@
 """Two schedules timed in turns until one is known to be faster, or nobody will know in time.
 
 At each point pairs are taken until the candidate wins beyond the noise, cannot win any more, or its time is
-up. A loser is given up early, but never on less than the noise that the incumbent shows beside itself: on a
-machine that others use too, a few slow runs in a row say nothing.
+up. What else a machine does only ever adds to a run: so where runs are short, a few are taken in turns, and
+the fastest of each schedule are a pair. A loser is given up early, but never on less than the noise that the
+incumbent shows beside itself: on a machine that others use too, a few slow runs in a row say nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Protocol
 from .measure import CHANCE, LEAST_GAIN, compare, ranks
 
 FEWEST, MOST = 3, 250  # pairs at a point
+RUNS, PAIR_SECONDS = 3, 3e-3  # of each schedule for a pair: fewer where so many would take longer
 KNOWN = 5  # runs of a schedule, from which on one can be called slow for it
 GROWTH = 1.3  # the verdict is looked at whenever pairs have grown by that
 GIVE_UP = 0.05  # chance of a candidate worth having to be given up at one look
@@ -71,6 +73,7 @@ class Duel:
         self.benches, self.point, self.earlier = benches, point, earlier
         self.taken: list[list[float]] = [[] for _ in benches]
         self.repeated = 0
+        self.quickest = math.inf  # seconds of a run of each
 
     def run(self) -> None:
         """Takes pairs until there are enough."""
@@ -86,8 +89,7 @@ class Duel:
 
     def pair(self) -> None:
         """One more pair; kept unless it was disturbed, of which no more are dropped than are kept."""
-        order = range(len(self.benches))[:: -1 if (len(self.taken[0]) + self.repeated) % 2 else 1]
-        runs = {which: run(self.benches[which], self.point) for which in order}
+        runs = self.fastest()
         if self.repeated < max(FEWEST, len(self.taken[0])) and any(
             preempted and self.slow(which, seconds) for which, (seconds, preempted) in runs.items()
         ):
@@ -95,6 +97,18 @@ class Duel:
             return
         for which, (seconds, _) in runs.items():
             self.taken[which].append(seconds)
+
+    def fastest(self) -> dict[int, tuple[float, bool]]:
+        """Each schedule's fastest run of a few, and whether it was preempted."""
+        rounds: list[dict[int, tuple[float, bool]]] = []
+        turn = len(self.taken[0]) + self.repeated
+        while not rounds or (len(rounds) < RUNS and len(rounds) * self.quickest < PAIR_SECONDS):
+            order, started = range(len(self.benches)), time.monotonic()
+            if (turn + len(rounds)) % 2:
+                order = order[::-1]
+            rounds.append({which: run(self.benches[which], self.point) for which in order})
+            self.quickest = min(self.quickest, time.monotonic() - started)
+        return {which: min(each[which] for each in rounds) for which in rounds[0]}
 
     def slow(self, which: int, seconds: float) -> bool:
         """Whether a run took longer than its schedule's own runs do, noise considered."""

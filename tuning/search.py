@@ -194,8 +194,11 @@ class Search:
         """Tries schedules until the budget is used up or nothing new comes; yields each record it wrote, at
         last the one that says so.
         """
-        deadline, idle = self.clock() + budget.seconds, 0
-        while idle < IDLE and self.measured < budget.trials and self.clock() < deadline:
+        started, idle = self.clock(), 0
+        while idle < IDLE and self.measured < budget.trials:
+            seconds = self.clock() - started
+            if seconds + self._settling(seconds) >= budget.seconds:
+                break
             if not (self.ready or self._prepare()):
                 break
             record = self.contest.enter(self.ready.pop(0))
@@ -204,6 +207,10 @@ class Search:
             self._know(record)
             yield record
         yield self.contest.end()
+
+    def _settling(self, seconds: float) -> float:
+        """Seconds that the end takes if it comes now: a race is about as long as a trial was so far."""
+        return self.contest.unsettled * seconds / max(1, self.measured)
 
     def _prepare(self) -> bool:
         """Has as many schedules ready as the judge builds side by side; whether there are any."""

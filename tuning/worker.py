@@ -1,12 +1,12 @@
 """The process that builds, checks and times candidates, so that one that crashes or hangs harms nobody else.
 
-    python -m moec.tuning.worker MODULE:DEVICE OPTIONS MEMORY_BYTES measure|build
+    python -m moec.tuning.worker MODULE:DEVICE OPTIONS MEMORY_BYTES measure|afresh|build
 
 It speaks JSON lines: {"ready": true} and what it is first, then one reply a request (see judge.Worker and
 builders.Builders, the other end).
 Whatever kernels and compilers print goes to stderr. The benches of a request stay loaded until one comes
 that does not name them, so the incumbent of a search is checked once; after a crash the next request simply
-loads it again.
+loads it again. One that is to measure afresh only imports, and answers each request in a copy of itself.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from __future__ import annotations
 import ctypes
 import importlib
 import json
+import mmap
 import os
+import random
 import resource
 import signal
 import stat
@@ -22,7 +24,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol, TextIO
 
 from ..targets.base import CannotBuild, Kernel, Schedules
 from .measure import Measurement
@@ -30,6 +32,8 @@ from .race import HISTORY, race
 from .record import spelled
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal a process gets when the one that started it dies
+ANSWERED = 42  # exit status of a copy: whatever else a candidate ends its process with is no reply
+HUGE_PAGE = 2 << 20
 MOST_WRITTEN = 64 << 20  # bytes of one file: what a candidate prints must not fill the disk
 
 
@@ -61,6 +65,8 @@ def facts(device: Device, role: str) -> dict[str, Any]:
     """What a device may say of itself: what it measures on, if that is not this machine's CPU, and what it
     builds with, if that is no package of this Python. A process that builds finds no GPU or NPU, perhaps.
     """
+    if role == "afresh":
+        return {}
     if role == "measure":
         return {"processor": getattr(device, "processor", "")}
     return {"tools": dict(getattr(device, "tools", {}))}
@@ -138,7 +144,7 @@ def main(arguments: Sequence[str]) -> None:
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # from here on, what anything prints is not a reply
     name, options, memory_bytes, role = arguments
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # nobody else may measure here while it does
+    end_with_parent()
     resource.setrlimit(resource.RLIMIT_AS, (int(memory_bytes), int(memory_bytes)))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (MOST_WRITTEN, MOST_WRITTEN))
@@ -148,11 +154,42 @@ def main(arguments: Sequence[str]) -> None:
     for line in sys.stdin:
         request = json.loads(line)
         signal.alarm(request["limit_s"] + 10)  # ends this process even if the one that waits for it is gone
-        print(json.dumps(desk.answer(request)), file=replies, flush=True)
+        if role == "afresh":
+            apart(desk, request, replies)
+        else:
+            print(json.dumps(desk.answer(request)), file=replies, flush=True)
         signal.alarm(0)
         if stat.S_ISREG(os.fstat(2).st_mode):  # what this candidate printed leaves no room for the next
             os.ftruncate(2, 0)
             os.lseek(2, 0, os.SEEK_SET)
+
+
+def end_with_parent() -> None:
+    """Nobody else may measure here while this process does."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def apart(desk: Desk, request: Mapping[str, Any], replies: TextIO) -> None:
+    """The reply of a copy of this process, which pays no imports. However it ends, so does this one."""
+    if not (copy := os.fork()):
+        _answer_and_end(desk, request, replies)
+    code = os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1])
+    if code < 0:
+        os.kill(os.getpid(), -code)
+    if code != ANSWERED:
+        sys.exit(code)
+
+
+def _answer_and_end(desk: Desk, request: Mapping[str, Any], replies: TextIO) -> NoReturn:
+    try:
+        end_with_parent()
+        # All copies would have their memory at the same places, also within huge pages; processes do not.
+        shift = mmap.mmap(-1, mmap.PAGESIZE * random.randint(1, HUGE_PAGE // mmap.PAGESIZE))
+        print(json.dumps(desk.answer(request)), file=replies, flush=True)
+        shift.close()
+        os._exit(ANSWERED)
+    finally:
+        os._exit(1)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -131,9 +133,10 @@ class Bench:
             self._timed[point] = self.prepare(point)
         session, bindings, calls = self._timed[point]
         binding = bindings[next(self.sample.turn) % len(bindings)]
-        start = time.perf_counter()
-        session.run_with_iobinding(binding)
-        return (time.perf_counter() - start) / calls
+        with apart(self.device.threads):
+            start = time.perf_counter()
+            session.run_with_iobinding(binding)
+            return (time.perf_counter() - start) / calls
 
     def prepare(self, point: str) -> tuple[Any, Sequence[Any], int]:
         """A session on a run of calls, its operands for each turn, and how many calls those are."""
@@ -175,6 +178,8 @@ class Bench:
         options.intra_op_num_threads = self.device.threads
         # Else its threads would spin on after a run, on the cores of the next kernel that is timed.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        if others := places(self.device.threads):
+            options.add_session_config_entry("session.intra_op_thread_affinities", others)
         options.register_custom_ops_library(str(self.library))
         names = named_operands(calls)
         arrays = {name: array for call, row in zip(calls, names) for array, name in zip(call, row)}
@@ -213,6 +218,36 @@ class Bench:
             for array, name in zip(call, row):
                 binding.bind_ortvalue_input(name, ort_value(array))
         return binding
+
+
+@cache
+def processors() -> list[int]:
+    """Those that this process may use."""
+    return sorted(os.sched_getaffinity(0))
+
+
+def places(threads: int) -> str:
+    """Where a session's threads run, but for the one that calls it: on each other processor one, as
+    onnxruntime spells it; nothing where it does not have them all.
+    """
+    return ";".join(str(each + 1) for each in processors()[1:]) if threads == len(processors()) else ""
+
+
+@contextmanager
+def apart(threads: int) -> Iterator[None]:
+    """Keeps this thread on the first processor if the others have a thread each.
+
+    A thread that is woken may stay on the processor of the one that woke it: until it is moved, a session is
+    as slow as with one thread less, and of two that are compared each has its own luck.
+    """
+    pinned = bool(places(threads))
+    if pinned:
+        os.sched_setaffinity(0, processors()[:1])
+    try:
+        yield
+    finally:
+        if pinned:
+            os.sched_setaffinity(0, processors())
 
 
 def named_operands(calls: Sequence[Call]) -> list[list[str]]:

@@ -23,10 +23,9 @@ from moec.compiler.rooms import target_of
 from moec.compiler.source import resolve
 from moec.tuning.judge import Worker
 from moec.tuning.log import Log
-from moec.tuning.measure import compare
 from moec.tuning.search import Budget
 
-from .tuner import DEMO
+from .tuner import DEMO, raced
 
 
 def main() -> None:
@@ -52,10 +51,7 @@ def main() -> None:
         judge.start()
         for kernel, choice in plans[0].items():
             share, row = uses[kernel] * kernel.work / total, (1.0, 1.0, 1.0)
-            if choice.schedules != plans[1][kernel].schedules:
-                seen = judge.trial(kernel, choice.schedules, plans[1][kernel].schedules)
-                assert seen.against is not None, seen.reason
-                ratio = compare(seen.samples, seen.against)
+            if ratio := raced(judge, kernel, choice.schedules, plans[1][kernel].schedules):
                 row = (ratio.lower, ratio.value, ratio.upper)
                 print(f"{share:5.1%} {kernel}: {row[1]:.3f} ({row[0]:.3f}-{row[2]:.3f})", flush=True)
             sums = [so_far + share * part for so_far, part in zip(sums, row)]

@@ -110,28 +110,31 @@ def tunes(
     return called, plans
 
 
+def raced(judge: Worker, kernel: Kernel, mine: Schedules, its: Schedules) -> Ratio | None:
+    """One's time over the other's, in some races: of a single one the noise of its seconds decides. None
+    where they are the same.
+    """
+    if mine == its:
+        return None
+    both: tuple[Taken, Taken] = ({}, {})
+    for _ in range(RACES):  # one of them gives up where the first is surely slower
+        seen = judge.trial(kernel, mine, its)
+        assert seen.against is not None, seen.reason
+        for taken, samples in zip(both, (seen.samples, seen.against)):
+            for point, seconds in samples.items():
+                taken.setdefault(point, []).extend(seconds)
+    return compare(*both)
+
+
 def judged(called: Conditions, plans: Sequence[Plan]) -> Iterator[Verdict]:
     """Every kernel that has a choice, measured anew."""
     with Worker(*called.device) as judge:
         judge.start()
-
-        def ratio(kernel: Kernel, mine: Schedules, its: Schedules) -> Ratio | None:
-            if mine == its:
-                return None
-            both: tuple[Taken, Taken] = ({}, {})
-            for _ in range(RACES):  # one of them gives up where the first is surely slower
-                seen = judge.trial(kernel, mine, its)
-                assert seen.against is not None, seen.reason
-                for taken, samples in zip(both, (seen.samples, seen.against)):
-                    for point, seconds in samples.items():
-                        taken.setdefault(point, []).extend(seconds)
-            return compare(*both)
-
         for kernel, choice in plans[0].items():
             space = called.machine.space(kernel)
             if space.choices:
-                default = ratio(kernel, choice.schedules, space.defaults)
-                other = ratio(kernel, choice.schedules, plans[1][kernel].schedules)
+                default = raced(judge, kernel, choice.schedules, space.defaults)
+                other = raced(judge, kernel, choice.schedules, plans[1][kernel].schedules)
                 yield Verdict(kernel, choice.why != "default", choice.gain, default, other)
 
 

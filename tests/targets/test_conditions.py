@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from moec.compiler.conditions import Conditions, conditions
 from moec.compiler.ir import Graph
 from moec.compiler.rooms import target_of
 from moec.targets.base import Kernel
+from moec.targets.cpu import device as cpu_device
 from moec.targets.cpu import isa, memory
 from moec.targets.cpu.device import Device
 from moec.targets.cpu.sample import FEW_ROWS, Sample
@@ -103,9 +105,17 @@ def test_the_points_name_the_routing(tmp_path: Path) -> None:
 
 
 def test_grouped_kernels_are_timed_with_skewed_routing_too() -> None:
-    bench = Device(isa.host().name, 1, cold=False).bench(GROUPED, space(GROUPED, isa.host()).defaults)
+    mine = os.sched_getaffinity(0)
+    device = Device(isa.host().name, len(mine), cold=False)
+    bench = device.bench(GROUPED, space(GROUPED, isa.host()).defaults)
     assert bench.points[:3] == ["m=1", "m=3", "m=3 zipf"]
     assert all(0 < bench.time(point) < 1 for point in ("m=1", "m=8", "m=8 zipf"))
+    assert os.sched_getaffinity(0) == mine, "to be on one processor is for a timing only"
+
+
+def test_threads_that_have_all_processors_have_one_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_device, "processors", lambda: [2, 3, 7])
+    assert [cpu_device.places(threads) for threads in (1, 2, 3, 4)] == ["", "", "4;8", ""]
 
 
 @pytest.mark.parametrize(("rows", "kernel"), [(1, LINEAR), (1, GROUPED), (8, GROUPED), (FEW_ROWS, LINEAR)])

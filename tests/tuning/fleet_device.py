@@ -21,6 +21,9 @@ class FleetDevice(FakeDevice):
     folder: str = ""
     gpu: str = ""
 
+    def __post_init__(self) -> None:
+        self.worker = os.getppid()  # not that of a copy of this process
+
     @property
     def processor(self) -> str:
         return self.gpu
@@ -36,10 +39,9 @@ class FleetDevice(FakeDevice):
 
     def note(self, name: str, fault: str, schedules: Schedules) -> None:
         """Which worker this process is of; and its end, where it has a ticket for it."""
-        worker = os.getppid()
-        (Path(self.folder) / f"{name} {worker}").touch()
+        (Path(self.folder) / f"{name} {self.worker}").touch()
         if schedules[1].get("fault") == fault:
             for ticket in Path(self.folder).glob("ticket *"):
                 ticket.unlink()
-                os.kill(worker, signal.SIGKILL)
+                os.kill(self.worker, signal.SIGKILL)
                 signal.pause()  # this process ends with it

@@ -255,8 +255,11 @@ class Aged(Machine):
     fresh: Callable[[Schedule, str], float] = lambda schedule, point: 1.0
     renewed: int = 0
 
+    raced: list[set[str]] = field(default_factory=list)
+
     def afresh(self, *arguments: Any) -> Measurement:
         self.renewed += 1
+        self.raced.append({*arguments[3]})
         self.cost = self.fresh
         return self.trial(*arguments)
 
@@ -285,6 +288,14 @@ def test_it_keeps_only_the_buckets_that_it_wins_then(log: Log) -> None:
     entered(log, machine, one(1), one(2)).end()
     assert chosen(log).schedules == {1: one(1)[1], 257: one(2)[1]}
     assert chosen(log).gains == pytest.approx({1: 1, 257: 2}, rel=0.02)
+    assert machine.raced[1:] == [{point for point in machine.raced[0] if bucket_of(point) == 257}] * 2
+
+
+def test_calls_that_the_default_serves_are_not_settled(log: Log) -> None:
+    machine = Aged(by({(2, 8): {257: 0.5}}), fresh=by({(2, 8): {257: 0.5}}))
+    entered(log, machine, one(1), one(2)).end()
+    assert chosen(log).schedules == {1: one(1)[1], 257: one(2)[1]}
+    assert {bucket_of(point) for race in machine.raced for point in race} == {257}
 
 
 def test_it_has_to_win_in_every_process(log: Log) -> None:

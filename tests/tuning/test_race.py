@@ -98,12 +98,12 @@ def test_what_nobody_will_know_ends_in_time(world: World) -> None:
 
 
 def test_a_loser_is_not_given_up_on_less_than_the_noise(world: World) -> None:
-    """Earlier runs were 30 % apart from each other, so five in a row 20 % slower mean nothing yet."""
+    """Earlier runs were 30 % apart from each other, so some in a row 20 % slower mean nothing yet."""
     earlier = {"m=1": [1.0, 1.3] * 10}
-    slow = itertools.chain([1e-4] + [1.2e-4] * 5, itertools.repeat(0.8e-4))
+    slow = itertools.chain([1e-4] + [1.2e-4] * 5 * races.RUNS, itertools.repeat(0.8e-4))
 
     def pairs(known: dict[str, list[float]] | None) -> int:
-        script = iter(list(itertools.islice(slow, 40)))
+        script = iter(list(itertools.islice(slow, 40 * races.RUNS)))
         return len(
             race([lasting(world, lambda: next(script)), lasting(world, lambda: 1e-4)], None, known)[0][0][
                 "m=1"
@@ -111,31 +111,45 @@ def test_a_loser_is_not_given_up_on_less_than_the_noise(world: World) -> None:
         )
 
     assert pairs(earlier) > races.FEWEST
-    slow = itertools.chain([1e-4] + [1.2e-4] * 5, itertools.repeat(0.8e-4))
+    slow = itertools.chain([1e-4] + [1.2e-4] * 5 * races.RUNS, itertools.repeat(0.8e-4))
     assert pairs(None) == races.FEWEST
+
+
+LONG = races.PAIR_SECONDS  # such a run has no others beside it in its pair
+
+
+def test_of_a_few_short_runs_the_fastest_count(world: World) -> None:
+    """Every third run has other work beside it: nothing of that is in the samples."""
+    dice, beside = random.Random(0), random.Random(1)
+    busy = lasting(world, lambda: 1e-4 * dice.lognormvariate(0, 0.01) * (1 + (beside.random() < 1 / 3)))
+    (alone,), _ = race([busy])
+    assert max(alone["m=1"]) < 1.1e-4
+    assert busy.runs["m=1"] == 1 + races.RUNS * len(alone["m=1"])
 
 
 def preempting(world: World, every: int, factor: float) -> Iterator[float]:
     for count in itertools.count():
         hit = count > 6 and count % every == 0
         world.preemptions += hit
-        yield 1e-3 * (factor if hit else 1.0)
+        yield LONG * (factor if hit else 1.0)
 
 
 @pytest.mark.parametrize(("factor", "again"), [(3.0, True), (1.0, False)], ids=["slower", "as fast"])
 def test_a_run_that_preemption_made_slow_is_taken_again(world: World, factor: float, again: bool) -> None:
     dice, runs = random.Random(0), preempting(world, 7, factor)
     candidate = lasting(world, lambda: next(runs) * dice.lognormvariate(-0.015, 0.03))
-    (mine, _), repeated = race([candidate, noisy(world, dice, 1e-3, 0.01)])
+    (mine, _), repeated = race([candidate, noisy(world, dice, LONG, 0.01)])
     assert (repeated > 0) == again
-    assert max(mine["m=1"]) < 2e-3
+    assert max(mine["m=1"]) < 2 * LONG
 
 
 def test_slow_runs_without_preemption_count(world: World) -> None:
     dice, numbers = random.Random(0), itertools.count()
-    slow = lasting(world, lambda: (3e-3 if next(numbers) % 7 == 6 else 1e-3) * dice.lognormvariate(0, 0.01))
-    (mine, _), repeated = race([slow, noisy(world, dice, 1e-3, 0.01)])
-    assert (repeated, max(mine["m=1"]) > 2e-3) == (0, True)
+    slow = lasting(
+        world, lambda: (3 * LONG if next(numbers) % 7 == 6 else LONG) * dice.lognormvariate(0, 0.01)
+    )
+    (mine, _), repeated = race([slow, noisy(world, dice, LONG, 0.01)])
+    assert (repeated, max(mine["m=1"]) > 2 * LONG) == (0, True)
 
 
 def test_a_machine_that_always_preempts_still_gives_pairs(world: World) -> None:
@@ -143,7 +157,7 @@ def test_a_machine_that_always_preempts_still_gives_pairs(world: World) -> None:
 
     def run() -> float:
         world.preemptions += 1
-        return 1e-3 * (1.0 + next(numbers) % 5)
+        return LONG * (1.0 + next(numbers) % 5)
 
-    (mine, its), repeated = race([lasting(world, run), lasting(world, lambda: 1e-3)])
+    (mine, its), repeated = race([lasting(world, run), lasting(world, lambda: LONG)])
     assert repeated <= len(mine["m=1"]) == len(its["m=1"])

@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,6 +94,28 @@ def test_it_finds_the_best_schedule(log: Log) -> None:
     tune({KERNEL: SPACE}, Simulated(noise=0.02), Budget.parse("40t"), log, HERE)
     assert cost(best(log).schedule) <= 1.1e-3
     assert best(log).ratio == pytest.approx(cost(best(log).schedule) / cost(SPACE.default), rel=0.1)
+
+
+@dataclass
+class Ticking(Simulated):
+    """A judge of whose time every race takes a second."""
+
+    now: float = 0.0
+
+    def trial(self, *arguments: Any) -> Measurement:
+        self.now += 1
+        return super().trial(*arguments)
+
+    def afresh(self, *arguments: Any) -> Measurement:
+        return self.trial(*arguments)
+
+
+@pytest.mark.parametrize("seconds", [9, 14, 22])
+def test_the_seconds_are_enough_to_settle_the_winner_too(log: Log, seconds: int) -> None:
+    judge = Ticking()
+    tune({KERNEL: SPACE}, judge, Budget(seconds), log, HERE, clock=lambda: judge.now)
+    assert best(log).settled
+    assert seconds - 4 <= judge.now <= seconds + 1
 
 
 def test_the_default_is_first_then_the_known(log: Log) -> None:

@@ -58,6 +58,25 @@ def test_a_bad_candidate_is_reported_and_the_next_one_runs(
     assert worker.trial(KERNEL, {1: {"tile": 1}}, {1: {"tile": 2}}).status == "ok"
 
 
+def test_what_is_tried_afresh_finds_a_process_that_ran_nothing(worker: Worker) -> None:
+    ages = {1: {"tile": 1, "fault": "ages"}}
+    for _ in range(2):
+        worker.trial(KERNEL, ages, None)
+        worker.trial(KERNEL, {1: {"tile": 2}}, None)
+        assert min(worker.afresh(KERNEL, ages, None, ["m=1"]).samples["m=1"]) == SECONDS["1"]
+    old = worker.trial(KERNEL, ages, None).samples
+    assert min(old["m=1"]) > SECONDS["1"], "so an old process can be told from a new one"
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"), [("segfault", "killed by SIGSEGV"), ("exit", "exit status 0"), ("", "")]
+)
+def test_a_bad_candidate_ends_no_more_than_its_own_process(worker: Worker, fault: str, reason: str) -> None:
+    seen = worker.afresh(KERNEL, {1: {"tile": 1, "fault": fault}}, None)
+    assert (seen.status, seen.reason) == (("crashed" if fault else "ok"), reason)
+    assert worker.afresh(KERNEL, {1: {"tile": 2}}, {1: {"tile": 1}}).status == "ok"
+
+
 def test_a_candidate_that_hangs_is_killed_in_time(worker: Worker) -> None:
     started = time.monotonic()
     assert worker.trial(KERNEL, {1: {"tile": 1, "fault": "hang"}}, None).status == "timeout"
@@ -124,7 +143,8 @@ def test_ctrl_c_leaves_no_process(worker: Worker, monkeypatch: pytest.MonkeyPatc
 
 def test_closing_leaves_no_process_and_no_files(worker: Worker) -> None:
     worker.trial(KERNEL, {1: {"tile": 1}}, None)
-    processes = (worker.bench, *worker.building.processes)
+    worker.afresh(KERNEL, {1: {"tile": 1}}, None)
+    processes = (worker.bench, worker.fresh, *worker.building.processes)
     pids, folders = [each.pid for each in processes], [each._folder for each in processes]
     worker.close()
     assert not any(folder is None or folder.exists() for folder in (*folders, worker.building._folder))
