@@ -60,15 +60,19 @@ def matmul(kernel: Kernel, isa: Isa) -> Space:
         needed = (int(schedule["mr"]) + 1) * vectors + 1
         return f"{needed} vector registers; {isa} has {isa.registers}" if needed > isa.registers else None
 
-    def point(vectors: int, mr: int, unroll: int, ahead: int) -> Schedule:
+    def point(vectors: int, mr: int, unroll: int, ahead: int, grain: int = 1024) -> Schedule:
         shape = {"nr": vectors * isa.lanes, "mr": mr, "unroll": unroll, "ahead": ahead}
-        return {**shape, "group": 256, "grain": 1024}
+        return {**shape, "group": 256, "grain": grain}
 
     # The best of sweeps over linears of 512 to 2048, close to each other at 64 rows and more;
-    # the first that fits is the default.
+    # the first that fits is the default. On AVX-512 none of 49 was ahead of it over all of 8 shapes; the next
+    # three were at some counts of rows, and lay out weights as it does, so they can serve just those calls.
     wide, narrowest = isa.registers == 32, point(2, 4, 2, 0)
     good = (
-        [point(2, 8, 2, 64), point(3, 8, 2, 32), point(4, 6, 2, 16), point(2, 12, 2, 16)]
+        [
+            *(point(2, 8, 2, 64), point(2, 12, 2, 16), point(2, 8, 2, 64, 256), point(2, 12, 4, 0)),
+            *(point(4, 6, 2, 16), point(3, 8, 2, 32)),
+        ]
         if wide
         else [point(3, 4, 2, 0), point(2, 6, 4, 64), point(3, 4, 2, 64)]
     )
@@ -93,16 +97,18 @@ def matmul(kernel: Kernel, isa: Isa) -> Space:
 
 def quantized(kernel: Kernel, isa: Isa) -> Space:
     """nr, mr, group, grain as for floats; sums: vectors of integer sums under way at once, which decides how
-    many vectors of a panel a tile takes; ahead: groups of 32 along k by which weights are asked for early.
+    many vectors of a panel a tile takes; ahead: groups of 32 along k by which weights are asked for early;
+    ask: for which of a group's cache lines.
     """
     if kernel["k"] % 32:
         raise ValueError(f"k={kernel['k']} is not a multiple of 32, the group of numbers that share a scale")
     wide, short = isa.registers == 32, kernel.weights == "int4"
+    ask = "all" if isa.dot in ("vpdpbusd", "tdpbsud") else "first"  # see codes.Operands.ask
     grouped = kernel.kind.startswith("grouped")
 
     def point(mr: int, sums: int, ahead: int, vectors: int = 2) -> Schedule:
         shape = {"nr": vectors * isa.lanes, "mr": mr, "sums": sums, "ahead": ahead}
-        return {**shape, "group": 256, "grain": 16384 if grouped else 4096}
+        return {**shape, "ask": ask, "group": 256, "grain": 16384 if grouped else 4096}
 
     # The best of sweeps over k=2048, n=2816: the tile at 48 and 252 rows, weights from memory at 1 to 8.
     # AMX fills a register with rows of x once for a panel, so wide ones pay.
@@ -122,6 +128,7 @@ def quantized(kernel: Kernel, isa: Isa) -> Space:
             "mr": [4, 6, 8, 10, 12, 14, 16] if wide else [2, 3, 4, 6, 8],
             "sums": [8, 12, 16] if wide else [4, 6, 8],
             "ahead": [0, 2, 4, 8, 16, 32],
+            "ask": ["first", "all"],
             "group": [64, 128, 256],
             "grain": [1024, 4096, 16384, 65536],
         },

@@ -303,6 +303,16 @@ def test_products_are_summed_by_the_instruction_of_the_level(level: isa.Isa, wei
     assert not re.search(r"^\s+(call\w*|bl)\s", code, re.MULTILINE)
 
 
+@pytest.mark.parametrize("ask", ["first", "all"])
+@pytest.mark.parametrize(("weights", "bits"), [("int4", 4), ("int8", 8)])
+def test_lines_of_a_later_group_are_asked_for(weights: str, bits: int, ask: str) -> None:
+    """A group of 64 columns is four lines a step and two of scales, or one line of each."""
+    kernel, level = kernel_of("linear", weights, 32, 64), isa.V4_VNNI
+    schedule: Schedule = {**space(kernel, level).default, "nr": 64, "mr": 1, "sums": 12, "ask": ask}
+    code = compiled({"f": quantized.tiles(kernel, schedule, level, "f")[0]}, level).inspect_source("asm")
+    assert code.count("prefetcht1") == (4 * bits + 2 if ask == "all" else 2)
+
+
 def test_the_device_offers_the_most_capable_level() -> None:
     assert [level.dot for level in isa.ISAS] == ["tdpbsud", "vpdpbusd", "vpmaddubsw", "vpmaddubsw"]
     assert Device(isa.host().name).isa == next(level.name for level in isa.ISAS if isa.supports(level))

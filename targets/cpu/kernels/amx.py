@@ -160,7 +160,7 @@ class Panel:
         return T.bind(T.broadcast(T.reinterpret("float32", bits), LANES))
 
 
-def tile(symbol: str, shape: Shape, ahead: int, finish: str) -> Any:
+def tile(symbol: str, shape: Shape, finish: str) -> Any:
     """As quantized.tile, but rows of x lie behind each other: row i's from xat[0] + i * k / 32 * RECORD."""
     rows, vectors = shape.rows, shape.nr // LANES
     width = shape.nr // 2 if finish == "swiglu" else shape.nr
@@ -176,7 +176,7 @@ def tile(symbol: str, shape: Shape, ahead: int, finish: str) -> Any:
             panel = Panel(shape, of, scratch, p)
             panel.multiply(T.int32(0))
             with loops(g=T.serial(shape.groups - 1)) as (g,):
-                of.ask(p, g, ahead, shape, 0)
+                of.ask(p, g, shape, range(shape.nr))
                 panel.multiply(g + 1)
                 panel.add(g)
             panel.add(T.int32(shape.groups - 1))

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from ....compiler.ops.quantize import GROUP
-from .matmul import FAR, prefetch
+from .matmul import FAR, LINE, prefetch
 
 # A record in int32: codes, then scale, then start.
 CODES = GROUP // 4
@@ -24,7 +25,10 @@ LOW_NIBBLES = 0x0F0F0F0F
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Of a tile: rows of x, columns of a panel, of which so many vectors are summed together."""
+    """Of a tile: rows of x, columns of a panel, of which so many vectors are summed together.
+
+    ahead: groups by which weights are asked for early, every line of them or the first.
+    """
 
     rows: int
     k: int
@@ -32,6 +36,8 @@ class Shape:
     lanes: int
     together: int
     bits: int
+    ahead: int
+    every: bool
 
     @property
     def groups(self) -> int:
@@ -67,16 +73,22 @@ class Operands:
     E: Any
     panels: Any
 
-    def ask(self, p: Any, g: Any, ahead: int, shape: Shape, column: int) -> None:
-        """Prefetch the beginning of a later group, from a column of panel p on, into the second cache.
+    def ask(self, p: Any, g: Any, shape: Shape, columns: range) -> None:
+        """Prefetch these columns of a later group of panel p into the second cache.
 
-        The rest follows by itself: the hardware streams on from there, but begins no page (4096 bytes) that
-        nobody asked for. Asking for every line was up to 25 % slower: that takes instructions, and places in
-        the first cache's queue of misses.
+        With the first line alone the hardware streams on from there, but begins no page (4096 bytes) that
+        nobody asked for. On Zen 3 that was up to 25 % faster than every line, which takes instructions and
+        places in the first cache's queue of misses. On a Xeon with AVX512-VNNI every line was 1.2 times as
+        fast at one row, 1.5 at four, 1.8 at eight.
         """
-        if ahead:
-            T.evaluate(prefetch(self.W[p, (g + ahead) * shape.bits, column], 2))
-            T.evaluate(prefetch(self.S[p, g + ahead, column], 2))
+        if not shape.ahead:
+            return
+        later, steps = g + shape.ahead, range(shape.bits if shape.every else 1)
+        ends = columns.stop if shape.every else columns.start + 1
+        for step, column in product(steps, range(columns.start, ends, LINE)):
+            T.evaluate(prefetch(self.W[p, later * shape.bits + step, column], 2))
+        for column in range(columns.start, ends, 2 * LINE):  # a scale has half the bytes
+            T.evaluate(prefetch(self.S[p, later, column], 2))
 
 
 def operands(symbol: str, shape: Shape) -> Operands:

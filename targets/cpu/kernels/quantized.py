@@ -22,13 +22,13 @@ from .dot import Dot, call, dot
 from .matmul import FINISH, divisor, finished, loops
 
 
-def tile(symbol: str, shape: Shape, by: Dot, ahead: int, finish: str) -> Any:
+def tile(symbol: str, shape: Shape, by: Dot, finish: str) -> Any:
     """A function (x, xat, w, scales, y, yat, extra, panels).
 
         y[yat[i] + p * width + j] = finish(sum over k of x[row i, k] * w[p, k, j])
 
     x: records, row i's from x[xat[i]] on, in int32; w: int32[panels, k / 32 * bits, nr]; scales:
-    float16[panels, k / 32, nr]; both asked for `ahead` groups early; the others as in matmul.tile.
+    float16[panels, k / 32, nr]; the others as in matmul.tile.
     """
     rows, nr, lanes = shape.rows, shape.nr, shape.lanes
     width = nr // 2 if finish == "swiglu" else nr
@@ -41,7 +41,7 @@ def tile(symbol: str, shape: Shape, by: Dot, ahead: int, finish: str) -> Any:
                 for i, v in ((i, v) for i in range(rows) for v in vectors):
                     T.buffer_store(C, T.broadcast(T.float32(0), lanes), [i, T.ramp(v * lanes, 1, lanes)])
                 with loops(g=T.serial(shape.groups)) as (g,):
-                    of.ask(p, g, ahead, shape, first * lanes)
+                    of.ask(p, g, shape, range(first * lanes, vectors.stop * lanes))
                     add(Group(shape, of, p, g), by, C, vectors)
             with loops(i=T.unroll(rows), v=T.unroll(width // lanes), j=T.vectorized(lanes)) as (i, v, j):
                 to = of.YAT[i] + T.cast(p * width + v * lanes + j, "int64")
@@ -130,13 +130,14 @@ def tiles(kernel: Kernel, schedule: Schedule, isa: Isa, prefix: str) -> Sequence
     """Tiles of 1, 2, .. mr rows, then the function that rounds x."""
     nr, mr, sums, ahead = (int(schedule[knob]) for knob in ("nr", "mr", "sums", "ahead"))
     bits, finish = BITS[kernel.weights], FINISH[kernel.kind]
-    by = dot(isa, bits)
+    by, asked = dot(isa, bits), (ahead, schedule["ask"] == "all")
 
     def height(rows: int) -> Any:
-        shape = Shape(rows, kernel["k"], nr, isa.lanes, divisor(nr // isa.lanes, max(1, sums // rows)), bits)
+        together = divisor(nr // isa.lanes, max(1, sums // rows))
+        shape = Shape(rows, kernel["k"], nr, isa.lanes, together, bits, *asked)
         if isa.dot == amx.INSTRUCTION and rows >= amx.LEAST_ROWS[bits]:
-            return amx.tile(f"{prefix}_{rows}", shape, ahead, finish)
-        return tile(f"{prefix}_{rows}", shape, by, ahead, finish)
+            return amx.tile(f"{prefix}_{rows}", shape, finish)
+        return tile(f"{prefix}_{rows}", shape, by, finish)
 
     heights = [height(rows) for rows in range(1, mr + 1)]
     return [*heights, rounding(f"{prefix}_rounding", by.zero)]
