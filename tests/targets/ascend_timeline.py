@@ -29,12 +29,20 @@ HEAD = (
 
 
 def report(kernel: Kernel, schedule: Schedule, on: soc.Soc, asked: Asked) -> str:
-    """A line for each step, and one for all."""
+    """A line for each step, one for those of a file, and one for all."""
     found = timeline.seconds(kernel, schedule, on, asked)
     lines = [f"simulated, not measured: {kernel} on {on.name} {dict(schedule)}", HEAD]
     lines += [line(step) for step in found.steps]
-    whole = f"{found.us:8.1f} {'':7} {found.cube * 100:6.1f} {'':7} {found.bandwidth * 100:6.1f}"
-    return "\n".join([*lines, f"{'all, simulated':28} {whole}"])
+    files = dict.fromkeys(step.name.partition(":")[0] for step in found.steps)
+    for file in files if len(files) > 1 else ():
+        some = [step for step in found.steps if step.name.startswith(f"{file}:")]
+        lines.append(together(f"{file}, simulated", timeline.Simulated(some)))
+    return "\n".join([*lines, together("all, simulated", found)])
+
+
+def together(name: str, found: timeline.Simulated) -> str:
+    """Of several steps, with their launches; shares are of the time between these."""
+    return f"{name:28} {found.us:8.1f} {'':7} {found.cube * 100:6.1f} {'':7} {found.bandwidth * 100:6.1f}"
 
 
 def line(step: timeline.Timed) -> str:

@@ -91,6 +91,13 @@ def test_blocks_that_are_full_and_one_key_more_or_less(cached: int) -> None:
 
 
 @needs_toolchain
+def test_tiles_of_several_rounds_come_once_each() -> None:
+    """48 tiles on 20 cores: to, fro, and eight that are left over."""
+    example = Sample(TINY).example(rows=330, batch=2, cached=5)
+    assert example.wrong(run(TINY, {1: always(TINY, **SMALL)}, B3, example)) is None
+
+
+@needs_toolchain
 def test_heads_come_in_rounds_where_scratch_holds_not_all(monkeypatch: pytest.MonkeyPatch) -> None:
     example = Sample(TINY).example(rows=70, batch=2, cached=77, padding=9)
     sizes, schedule = sizes_of(TINY, example.operands), always(TINY, **SMALL)
@@ -172,7 +179,7 @@ def test_what_the_rule_refuses_the_vendor_s_compiler_does() -> None:
 
 @needs_toolchain
 def test_a_long_prompt_keeps_the_cube_busy() -> None:
-    """Simulated, not measured: 40 % of the time; absorbed it is 14 % of eight times as much."""
+    """Simulated, not measured: 43 % of the time; absorbed it is 14 % of eight times as much."""
     found = timeline.seconds(LITE, space.space(LITE, B3).defaults[257], B3, Asked(4096))
-    assert found.cube > 0.4
-    assert found.us < 1000
+    assert found.cube > 0.42
+    assert found.us < 930

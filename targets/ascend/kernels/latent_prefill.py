@@ -31,7 +31,7 @@ def prepare(
         to = q + (row.to(tl.int64) * HEADS + head) * (NOPE + ROPE)
         inside = (row < m) & (column < NOPE)
         plain = tl.load(at + column, mask=inside, other=0.0).to(tl.float32) * scale
-        tl.store(to + column, plain.to(tl.bfloat16), mask=inside)
+        tl.store(to + column, plain.to(q.dtype.element_ty), mask=inside)
         low, high = pairs(at + NOPE, row < m, ROPE, HALF, PAIRS_IN)
         low *= scale
         high *= scale
@@ -64,6 +64,20 @@ def expand(
 
 
 @triton.jit
+def rounds_of(units):
+    """How many units of work this core has."""
+    whole = units // tl.num_programs(0)
+    return whole + tl.where(unit_of(whole) < units, 1, 0)
+
+
+@triton.jit
+def unit_of(i):
+    """A core's i-th unit. Rounds go to and fro, so that no core has the larger of all."""
+    core, cores = tl.program_id(0), tl.num_programs(0)
+    return i * cores + tl.where(i % 2 == 0, core, cores - 1 - core)
+
+
+@triton.jit
 def place_of(span, unit, batch, tokens, heads, ROWS: tl.constexpr):
     """Of a unit: its sequence, head and tile, the span's first key, how many keys there are before the tile's
     first token, and up to its last one. Tiles with the most keys go first.
@@ -90,7 +104,7 @@ def finish(
     some = tl.exp(scores - top[None, :])
     row = tl.arange(0, HALF)
     near = tl.arange(0, BLOCK)[:, None]
-    tl.store(chances + near * ROWS + row[None, :], some.to(tl.bfloat16), mask=near < left)
+    tl.store(chances + near * ROWS + row[None, :], some.to(chances.dtype.element_ty), mask=near < left)
     tl.store(tops + row, top)
     tl.store(totals + row, tl.sum(some, 0))
 
@@ -111,7 +125,8 @@ def score(
     ROWS: tl.constexpr = 2 * HALF
     WIDE: tl.constexpr = HEADS * (NOPE + VALUE)
     ACROSS: tl.constexpr = HEADS * (NOPE + ROPE)
-    for unit in range(tl.program_id(0), batch * heads * tl.cdiv(tokens, ROWS), tl.num_programs(0)):
+    for i in range(0, rounds_of(batch * heads * tl.cdiv(tokens, ROWS))):
+        unit = unit_of(i)
         b, head, tile, first, old, high = place_of(span, unit, batch, tokens, heads, ROWS)
         token = tl.arange(0, HALF)
         below = token + HALF
@@ -125,7 +140,7 @@ def score(
         after = (old + below).to(tl.float32)
         own = made + (b * padded * HEADS + skipped + head) * (NOPE + VALUE)
         shared = keys + (b * room + first) * ROPE
-        place = unit.to(tl.int64) * padded
+        place = tl.cast(unit, tl.int64) * padded
         low = 0
         whole = tl.maximum(old + 1, 0) // BLOCK * BLOCK
         if SEEN == WHOLE:
@@ -154,22 +169,23 @@ def weigh(
 ):  # fmt: skip
     """What chances of each block count, in place of totals; DEEP blocks at a time."""
     row = tl.arange(0, ROWS)[None, :]
-    for unit in range(tl.program_id(0), batch * heads * tl.cdiv(tokens, ROWS), tl.num_programs(0)):
+    for i in range(0, rounds_of(batch * heads * tl.cdiv(tokens, ROWS))):
+        unit = unit_of(i)
         high = place_of(span, unit, batch, tokens, heads, ROWS)[5]
         every = tl.cdiv(tl.maximum(high, 0), BLOCK)
-        at = unit.to(tl.int64) * (padded // BLOCK) * ROWS + row
+        at = tl.cast(unit, tl.int64) * (padded // BLOCK) * ROWS + row
         most = tl.full((ROWS,), LOWEST, tl.float32)
         total = tl.zeros((ROWS,), tl.float32)
-        for i in range(0, every, DEEP):
-            near = i + tl.arange(0, DEEP)[:, None]
+        for low in range(0, every, DEEP):
+            near = low + tl.arange(0, DEEP)[:, None]
             top = tl.load(tops + at + near * ROWS, mask=near < every, other=MASKED)
             sums = tl.load(totals + at + near * ROWS, mask=near < every, other=0.0)
             higher = tl.maximum(most, tl.max(top, 0))
             total = total * tl.exp(most - higher) + tl.sum(tl.exp(top - higher[None, :]) * sums, 0)
             most = higher
         total = tl.maximum(total, 1e-30)
-        for i in range(0, every, DEEP):
-            near = i + tl.arange(0, DEEP)[:, None]
+        for low in range(0, every, DEEP):
+            near = low + tl.arange(0, DEEP)[:, None]
             top = tl.load(tops + at + near * ROWS, mask=near < every, other=MASKED)
             weight = tl.exp(top - most[None, :]) / total[None, :]
             tl.store(totals + at + near * ROWS, weight, mask=near < every)
@@ -182,7 +198,7 @@ def counted(chances, weights, left, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     near = tl.arange(0, BLOCK)[:, None]
     some = tl.load(chances + near * ROWS + row[None, :], mask=near < left, other=0.0)
     weight = tl.load(weights + row, mask=(row < ROWS) & (left > 0), other=0.0)
-    return (some.to(tl.float32) * weight[None, :]).to(tl.bfloat16)
+    return (some.to(tl.float32) * weight[None, :]).to(some.dtype)
 
 
 @triton.jit
@@ -194,14 +210,15 @@ def mix(
     """Values by chances -> y [batch, tokens, HEADS, VALUE]; BLOCKS at a time, each with its own buffers."""
     column = tl.arange(0, WIDE)[None, :]
     near = tl.arange(0, BLOCK)[:, None]
-    for unit in range(tl.program_id(0), batch * heads * tl.cdiv(tokens, ROWS), tl.num_programs(0)):
+    for i in range(0, rounds_of(batch * heads * tl.cdiv(tokens, ROWS))):
+        unit = unit_of(i)
         b, head, tile, _, _, high = place_of(span, unit, batch, tokens, heads, ROWS)
         own = made + (b * padded * HEADS + skipped + head) * (NOPE + VALUE) + NOPE
-        place = unit.to(tl.int64) * padded
+        place = tl.cast(unit, tl.int64) * padded
         sums = tl.zeros((ROWS, WIDE), tl.float32)
         for s0 in range(0, high, BLOCK * BLOCKS):
-            for i in tl.static_range(BLOCKS):
-                s = s0 + i * BLOCK
+            for n in tl.static_range(BLOCKS):
+                s = s0 + n * BLOCK
                 at = own + s.to(tl.int64) * (HEADS * (NOPE + VALUE)) + near * (HEADS * (NOPE + VALUE))
                 v = tl.load(at + column, mask=(near < high - s) & (column < VALUE), other=0.0)
                 to = place + s
@@ -210,4 +227,4 @@ def mix(
         row = tl.arange(0, ROWS)[:, None]
         at = y + ((b * tokens + tile * ROWS + row) * HEADS + skipped + head) * VALUE
         inside = (row < tokens - tile * ROWS) & (column < VALUE)
-        tl.store(at + column, sums.to(tl.bfloat16), mask=inside)
+        tl.store(at + column, sums.to(y.dtype.element_ty), mask=inside)

@@ -33,6 +33,8 @@ LEAST = 256  # keys that are worth a part
 MOST_PARTS = 32  # of a sequence's cache
 BLOCKS = (32, 64, 96, 128, 192)
 HEADS_TURNED = 32  # at a time
+# Keys, of 1152 bytes each for V3, of which L2 has enough when they are wanted again: by simulated times.
+GROUPED = (64 * 4096, 112 * 4096, 256 * 4096)
 
 
 def together(kernel: Kernel) -> tuple[int, int]:
@@ -47,19 +49,11 @@ def parts_of(kernel: Kernel, soc: Soc) -> Size:
     return larger(1, smaller((units + (soc.cubes - 1)) // units, worth))
 
 
-def attend(
-    kernel: Kernel, schedule: Schedule, soc: Soc, operands: Mapping[str, str], scaled: bool
-) -> list[Step]:
+def fused(kernel: Kernel, soc: Soc, operands: Mapping[str, str], scaled: bool, when: Size) -> list[Step]:
     """Queries to mixed latents. operands: ports of q, latents, keys, span and y.
 
-    Products are apart where that pays, which is so while many sequences are decoded.
+    In one launch where a sequence's cache is one part, else in two with scratch for parts.
     """
-    apart = latent_apart.attend(kernel, schedule, soc, operands, scaled)
-    return [*apart, *fused(kernel, soc, operands, scaled, ONE - latent_apart.pays(kernel, soc))]
-
-
-def fused(kernel: Kernel, soc: Soc, operands: Mapping[str, str], scaled: bool, when: Size) -> list[Step]:
-    """In one launch where a sequence's cache is one part, else in two with scratch for parts."""
     heads, latent = kernel["heads"], kernel["latent"]
     rows, parts, (high, deep) = M * heads, parts_of(kernel, soc), together(kernel)
     wide = {"LATENT": latent, "WIDE": power(latent)}
@@ -111,7 +105,12 @@ def mla_decode(kernel: Kernel, schedule: Schedule, soc: Soc) -> list[Step]:
     span -> y0 [batch,tokens,heads,latent].
     """
     operands = {"q": "x0", "latents": "x1", "keys": "x2", "span": "x4", "y": "y0"}
-    return attend(kernel, schedule, soc, operands, scaled=True)
+    mixed, y = Pointer("s1", "bf16"), Pointer("y0", "bf16")
+    return [
+        *latent_apart.attend(kernel, schedule, soc, {**operands, "y": mixed.port}, scaled=True),
+        latent_apart.copy(kernel, schedule, soc, mixed, y),
+        *fused(kernel, soc, operands, scaled=True, when=ONE - latent_apart.pays(kernel, soc)),
+    ]
 
 
 def latent_attention(kernel: Kernel, schedule: Schedule, soc: Soc) -> list[Step]:
@@ -127,15 +126,19 @@ def only(step: Step, when: Size) -> Step:
 
 
 def absorbed(kernel: Kernel, schedule: Schedule, soc: Soc) -> list[Step]:
-    """Queries into the space of latents and turned (s0), attended (s1), projected."""
+    """Queries into the space of latents and turned (s0), attended (s1), projected.
+
+    Products are apart where that pays, which is so while many sequences are decoded.
+    """
     heads, nope, rope, latent, value = (kernel[n] for n in ("heads", "nope", "rope", "latent", "value"))
     tall = int(schedule["tokens"])
     part = {"HEADS": heads, "NOPE": nope, "LATENT": latent}
     read = {**part, "ROPE": rope, "WIDTH": kernel["width"], "START": kernel["start"]}
-    x, w, q, mixed, y = (Pointer(port, "bf16") for port in ("x0", "x7", "s0", "s1", "y0"))
+    x, w, q, made, y = (Pointer(port, "bf16") for port in ("x0", "x7", "s0", "s1", "y0"))
     m, scale = Number(M), Number("scale")
     cubes, vectors = ((sized(cores), ONE, ONE) for cores in (soc.cubes, soc.vectors))
-    scratch = {"s0": M * (heads * (latent + rope) * 2), "s1": M * (heads * latent * 2)}
+    mixed = latent_apart.mixed_bytes(kernel, schedule, soc)
+    scratch = {"s0": M * (heads * (latent + rope) * 2), "s1": mixed}
     absorb = {"VALUE": value, "ROWS": tall, "COLUMNS": min(256, power(latent)), "DEEP": power(nope)}
     pairs = {"PAIRS_IN": kernel["pairs_in"], "PAIRS_OUT": kernel["pairs_out"], "HALF": power(rope // 2, 1)}
     turn = {**pairs, "MANY": min(HEADS_TURNED, power(heads, 1))}
@@ -156,8 +159,9 @@ def absorbed(kernel: Kernel, schedule: Schedule, soc: Soc) -> list[Step]:
             {**read, **turn},
             vectors,
         ),
-        *attend(kernel, schedule, soc, operands, scaled=False),
-        Step("latent_project:project", {"mixed": mixed, "w": w, "y": y, "m": m}, {**part, **project}, cubes),
+        *latent_apart.attend(kernel, schedule, soc, operands, scaled=False),
+        *fused(kernel, soc, operands, scaled=False, when=ONE - latent_apart.pays(kernel, soc)),
+        Step("latent_project:project", {"mixed": made, "w": w, "y": y, "m": m}, {**part, **project}, cubes),
     ]
 
 
@@ -179,14 +183,14 @@ def latent_write(kernel: Kernel, schedule: Schedule, soc: Soc) -> list[Step]:
 
 
 def space(kernel: Kernel, soc: Soc) -> Space:
-    """rows: heads of tokens that are done together; block: keys that are; least: keys that are worth a part;
-    tokens: of a tile of the products around. By default all heads of a token, as far as that goes, and as
-    many keys as L1 holds beside them.
+    """rows: heads of tokens that are done together; block: keys that are; together: keys of all sequences
+    that are done before others are begun; tokens: of a tile of the products around. By default all heads of a
+    token, as far as that goes, and as many keys as L1 holds beside them.
     """
     rule, rows = latent_apart.held(kernel), min(128, power(kernel["heads"]))
     blocks = [block for block in BLOCKS if not rule({"rows": rows, "block": block})]
-    default = {"rows": rows, "block": max(blocks), "least": 256, "tokens": 64}
-    choices = {"rows": [16, 32, 64, 128], "block": BLOCKS, "least": [128, 256, 512], "tokens": [16, 64, 128]}
+    default = {"rows": rows, "block": max(blocks), "together": GROUPED[1], "tokens": 64}
+    choices = {"rows": [16, 32, 64, 128], "block": BLOCKS, "together": GROUPED, "tokens": [16, 64, 128]}
     return Space(choices, default, rules=(rule,))
 
 

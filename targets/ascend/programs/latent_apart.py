@@ -2,15 +2,16 @@
 
 Where the cube waits for the vector cores and they for it, neither is busy. In launches apart both overlap,
 for the price of reading the cache twice and of scratch for a number for each key and head. The second reading
-begins with what the first read last, which L2 still has.
+begins with what the first read last, which L2 still has; of more sequences than it holds half of, some are
+done before the others are begun.
 
 What keeps the cube from more, all simulated: 128 heads, 64 sequences, 4096 cached, 910B3. Cubes are busy
-67 % of 375 us between launches; 71 % of 450 with 80 sequences, whose tiles fill all rounds; with 128 the
-memory is, 97 %, for L2 holds a third of the cache.
+71 % of 355 us between launches of the decoding layer's attention.
 
-- Scores: 193 us is what reading 309 MB takes; cubes are busy for 132 of them.
-- Sums: 175 us, cubes for 118. A tile as large as L0C takes 49 KB of latents and 25 of chances for each 96
-  keys, which go into L1 at 145 GB/s: 21.4 of a tile's 24.2 us. 128 tiles on 20 cubes are 7 rounds, not 6.4.
+- Scores: 192 us is what reading 307 MB takes; cubes are busy for 133 of them.
+- Sums: 155 us, cubes for 121. A tile as large as L0C takes 49 KB of latents and 25 of chances for each 96
+  keys, which go into L1 at 145 GB/s: that is 143 of them. The rest is where tiles end and begin.
+- 8 us in which no cube has anything to do: the second and the last launch.
 
 Slower, us: scores and sums of a part of the keys in one launch, chances in L2, 1047 (the compiler lets cube
 and vector cores overlap in one of two loops that share an array), 665 (in both, of arrays that it takes for
@@ -22,7 +23,7 @@ spelled out, so that it holds two; a part's chances take the vector cores 44 us,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ...base import Kernel, Rule, Schedule
 from ..program import (
@@ -47,16 +48,15 @@ from ..soc import L0C, L1, Soc
 # Chances: how many there is scratch for, of 2 bytes each, and how many for each cube pay for more launches;
 # the latter by the simulated times of 16 and 128 heads, 1 to 16 sequences, 128 to 4096 keys.
 MOST, LEAST = 1 << 29, 8192
-ROUNDS = 8  # units of work for each cube, about, so that none has much more than another
 AT_ONCE, DEEP = 128, 48  # heads of tokens, and blocks of keys, that are weighed together
 # How many blocks the vector cores may be behind the cube, or before it; by simulated times. With 7 the flags
 # between cores, of which a block has two, do not suffice.
 BEHIND, BEFORE = 5, 6
-ADDED = 16  # rows that are added up together
+GROUPS = 4  # of sequences, at most
+ADDED = 8192  # numbers that are added up together, or a fourth of those that are copied
 READ = {"q": "bf16", "latents": "bf16", "keys": "bf16", "span": "i64"}
 CHANCES, TOPS, TOTALS = Pointer("s4", "bf16"), Pointer("s5", "fp32"), Pointer("s6", "fp32")
 WHOLES = Pointer("s2", "fp32")  # fused, which is then left out, has another there
-MIXED = Pointer("s7", "bf16")
 
 
 def power(n: int, least: int = 16) -> int:
@@ -78,6 +78,11 @@ def columns_of(kernel: Kernel, schedule: Schedule) -> int:
     return columns
 
 
+def across(kernel: Kernel, schedule: Schedule) -> int:
+    """Tiles that these are of all columns."""
+    return -(-kernel["latent"] // columns_of(kernel, schedule))
+
+
 def held(kernel: Kernel) -> Rule:
     """Whether L1 holds queries, latents and keys, and what comes next."""
     wide = power(kernel["latent"]) + power(kernel["rope"])
@@ -89,47 +94,80 @@ def held(kernel: Kernel) -> Rule:
     return rule
 
 
-def split(units: Size, schedule: Schedule, soc: Soc, rounds: int) -> Size:
-    """How many parts a sequence's keys are in, so that all cubes have so many rounds of work."""
-    worth = larger(1, SEEN // int(schedule["least"]))
-    return smaller(worth, (units + (rounds * soc.cubes - 1)) // units)
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Sequences that are done before the next ones are begun: so many, behind those skipped."""
+
+    skipped: Size
+    many: Size
+
+    @property
+    def arguments(self) -> dict[str, Argument]:
+        """What functions are told of it."""
+        return {"skipped": Number(self.skipped), "batch": Number(self.many), "tokens": Number(TOKENS)}
 
 
 def attend(
     kernel: Kernel, schedule: Schedule, soc: Soc, operands: Mapping[str, str], scaled: bool
 ) -> list[Step]:
-    """Queries to mixed latents. operands: ports of q, latents, keys, span and y; scratch s2, s4 to s7.
+    """Queries to mixed latents. operands: ports of q, latents, keys, span and y, scratch `mixed_bytes` long.
 
-    Where few heads would leave cubes idle, mixed latents come in parts of the keys, which are added up.
+    Other scratch: s2, s4 to s6.
     """
-    high, columns = (
-        BATCH * tiles(TOKENS * kernel["heads"], int(schedule["rows"])),
-        columns_of(kernel, schedule),
-    )
-    cut = split(high, schedule, soc, ROUNDS)
-    parts = split(high * -(-kernel["latent"] // columns), schedule, soc, 1)
-    when, several = pays(kernel, soc), smaller(1, parts - 1)
+    steps: list[Step] = []
+    each = together(schedule)
+    for number in range(GROUPS):
+        skipped = smaller(BATCH, each * number)
+        group = Group(skipped, smaller(BATCH - skipped, each))
+        steps += attended(kernel, schedule, soc, operands, scaled, group)
+    return steps
+
+
+def together(schedule: Schedule) -> Size:
+    """Sequences of a group: as the schedule has it in keys, or more, so that there are few groups."""
+    most = larger(1, sized(int(schedule["together"])) // larger(SEEN, 1))
+    return tiles_of(BATCH, larger(1, smaller(GROUPS, tiles_of(BATCH, most))))
+
+
+def tiles_of(of: Size, by: Size) -> Size:
+    """How many of one size cover another."""
+    return (of + (by - 1)) // by
+
+
+def attended(
+    kernel: Kernel, schedule: Schedule, soc: Soc, operands: Mapping[str, str], scaled: bool, group: Group
+) -> list[Step]:
+    """The same of one group."""
     given = {name: Pointer(operands[name], type_) for name, type_ in READ.items()}
-    y, many = Pointer(operands["y"], "bf16"), M * kernel["heads"]
-    mixed = {"s7": many * parts * (2 * kernel["latent"]) * when * several}
-    return [
-        score(kernel, schedule, soc, given, cut, scaled),
-        weigh(kernel, schedule, soc, given["span"]),
-        mix(kernel, schedule, soc, given, y, parts, when * (ONE - several)),
-        replace(mix(kernel, schedule, soc, given, MIXED, parts, when * several), scratch=mixed),
-        add(kernel, soc, y, parts, when * several),
+    y = Pointer(operands["y"], "bf16")
+    steps = [
+        score(kernel, schedule, soc, given, group, scaled),
+        weigh(kernel, schedule, soc, given["span"], group),
+        mix(kernel, schedule, soc, given, y, group),
+        add(kernel, schedule, soc, y, group),
     ]
+    return [replace(step, when=pays(kernel, soc) * smaller(1, group.many)) for step in steps]
+
+
+def mixed_bytes(kernel: Kernel, schedule: Schedule, soc: Soc) -> Size:
+    """Of mixed latents, and behind them of a tile for each cube, to be added to those."""
+    return (M * kernel["heads"] + soc.cubes * int(schedule["rows"])) * (2 * kernel["latent"])
 
 
 def score(
-    kernel: Kernel, schedule: Schedule, soc: Soc, given: Mapping[str, Pointer], parts: Size, scaled: bool
+    kernel: Kernel,
+    schedule: Schedule,
+    soc: Soc,
+    given: Mapping[str, Pointer],
+    group: Group,
+    scaled: bool,
 ) -> Step:
     """Chances of all keys, what is largest of their blocks and the sums, on cubes and vector cores."""
-    many, rope, when = M * kernel["heads"], kernel["rope"], pays(kernel, soc)
+    rope, when = kernel["rope"], pays(kernel, soc)
+    many = together(schedule) * TOKENS * kernel["heads"]
     arguments: dict[str, Argument] = {
-        **{**given, "chances": CHANCES, "tops": TOPS, "totals": TOTALS, "batch": Number(BATCH)},
-        **{"tokens": Number(TOKENS), "room": Number(ROOM), "seen": Number(SEEN), "parts": Number(parts)},
-        "scale": Number("scale"),
+        **{**given, "chances": CHANCES, "tops": TOPS, "totals": TOTALS, **group.arguments},
+        **{"room": Number(ROOM), "seen": Number(SEEN), "scale": Number("scale")},
     }
     widths = {"ROPE": rope, "WIDE": power(kernel["latent"]), "NARROW": power(rope)}
     halves = {"HALVES": 2 if int(schedule["rows"]) > 16 else 1, "SCALED": scaled}
@@ -137,14 +175,14 @@ def score(
     scratch = {"s4": many * SEEN * 2 * when, "s5": blocks, "s6": blocks}
     constants = {**tile(kernel, schedule), **widths, **halves}
     grid, ahead = (sized(soc.cubes), ONE, ONE), {"set-workspace-multibuffer": BEHIND}
-    return Step("latent_apart:score", arguments, constants, grid, scratch, when, ahead)
+    return Step("latent_apart:score", arguments, constants, grid, scratch, compiler=ahead)
 
 
-def weigh(kernel: Kernel, schedule: Schedule, soc: Soc, span: Pointer) -> Step:
+def weigh(kernel: Kernel, schedule: Schedule, soc: Soc, span: Pointer, group: Group) -> Step:
     """The logarithm of what all chances add up to."""
     arguments: dict[str, Argument] = {
         **{"span": span, "tops": TOPS, "totals": TOTALS, "wholes": WHOLES},
-        **{"batch": Number(BATCH), "tokens": Number(TOKENS), "seen": Number(SEEN)},
+        **{**group.arguments, "seen": Number(SEEN)},
     }
     shape = {
         "HEADS": kernel["heads"],
@@ -152,9 +190,8 @@ def weigh(kernel: Kernel, schedule: Schedule, soc: Soc, span: Pointer) -> Step:
         "MANY": min(AT_ONCE, power(kernel["heads"])),
         "DEEP": DEEP,
     }
-    grid = (sized(soc.vectors), ONE, ONE)
     scratch = {"s2": M * (4 * kernel["heads"]) * pays(kernel, soc)}
-    return Step("latent_apart:weigh", arguments, shape, grid, scratch, pays(kernel, soc))
+    return Step("latent_apart:weigh", arguments, shape, (sized(soc.vectors), ONE, ONE), scratch)
 
 
 def mix(
@@ -163,28 +200,42 @@ def mix(
     soc: Soc,
     given: Mapping[str, Pointer],
     y: Pointer,
-    parts: Size,
-    when: Size,
+    group: Group,
 ) -> Step:
-    """Latents by chances, for each part of the keys."""
+    """Latents by chances; the last tiles in pieces."""
     arguments: dict[str, Argument] = {
         **{"chances": CHANCES, "tops": TOPS, "wholes": WHOLES, "latents": given["latents"]},
-        **{"span": given["span"], "y": y},
-        **{"batch": Number(BATCH), "tokens": Number(TOKENS), "room": Number(ROOM), "seen": Number(SEEN)},
-        "parts": Number(parts),
+        **{"span": given["span"], "y": y, **group.arguments, "room": Number(ROOM), "seen": Number(SEEN)},
+        **{"behind": Number(M * kernel["heads"])},
     }
     constants = {**tile(kernel, schedule), "COLUMNS": columns_of(kernel, schedule)}
     grid, ahead = (sized(soc.cubes), ONE, ONE), {"set-workspace-multibuffer": BEFORE}
-    return Step("latent_apart:mix", arguments, constants, grid, when=when, compiler=ahead)
+    return Step("latent_apart:mix", arguments, constants, grid, compiler=ahead)
 
 
-def add(kernel: Kernel, soc: Soc, y: Pointer, parts: Size, when: Size) -> Step:
-    """Parts of mixed latents added up."""
+def add(kernel: Kernel, schedule: Schedule, soc: Soc, y: Pointer, group: Group) -> Step:
+    """Tiles that cubes shared, added up; none is launched where there are no such."""
+    rows = int(schedule["rows"])
+    units = group.many * tiles(TOKENS * kernel["heads"], rows) * across(kernel, schedule)
+    late = units - units // soc.cubes * soc.cubes
     arguments: dict[str, Argument] = {
-        **{"mixed": MIXED, "y": y, "rows": Number(M * kernel["heads"]), "parts": Number(parts)},
+        **{"y": y, **group.arguments, "seen": Number(SEEN)},
+        **{"behind": Number(M * kernel["heads"]), "cores": Number(sized(soc.cubes))},
     }
-    shape = {"LATENT": kernel["latent"], "WIDE": power(kernel["latent"]), "MANY": ADDED}
-    return Step("latent_apart:add", arguments, shape, (sized(soc.vectors), ONE, ONE), when=when)
+    columns = columns_of(kernel, schedule)
+    shape = {"COLUMNS": columns, "MANY": min(ADDED // columns, rows)}
+    grid = (sized(soc.vectors) * smaller(1, late), ONE, ONE)
+    return Step("latent_apart:add", arguments, {**tile(kernel, schedule), **shape}, grid)
+
+
+def copy(kernel: Kernel, schedule: Schedule, soc: Soc, x: Pointer, y: Pointer) -> Step:
+    """Mixed latents without what is behind them, and scratch for these."""
+    arguments: dict[str, Argument] = {"x": x, "y": y, "rows": Number(M * kernel["heads"])}
+    wide = power(kernel["latent"])
+    shape = {"LATENT": kernel["latent"], "WIDE": wide, "MANY": 4 * ADDED // wide}
+    when, grid = pays(kernel, soc), (sized(soc.vectors), ONE, ONE)
+    scratch = {x.port: mixed_bytes(kernel, schedule, soc) * when}
+    return Step("latent_apart:copy", arguments, shape, grid, scratch, when)
 
 
 def tile(kernel: Kernel, schedule: Schedule) -> dict[str, int]:
