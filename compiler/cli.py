@@ -137,9 +137,9 @@ with_quant = click.option(
     "--quant",
     default="none",
     show_default=True,
-    type=click.Choice(["none", "bf16", "fp8", "int8", "int4"]),
+    type=click.Choice(["none", "bf16", "f16", "fp8", "int8", "int4"]),
     help="How to store weights; on the cpu routers and norms stay f32 and a few others are kept wider. The "
-    "cpu has no fp8, cuda has that and bf16, ascend bf16 and int8.",
+    "cpu has no fp8, cuda has that and bf16, ascend bf16, f16 and int8.",
 )
 with_quant_config = click.option(
     "--quant-config",
@@ -148,8 +148,9 @@ with_quant_config = click.option(
 )
 with_cache = click.option(
     "--cache",
-    type=click.Choice(["f32", "bf16"]),
-    help="How earlier tokens are kept; default: f32 on the cpu, else bf16, which takes half the memory.",
+    type=click.Choice(["f32", "bf16", "f16", "fp8"]),
+    help="How earlier tokens are kept; default: f32 on the cpu, else bf16 or, with "
+    "--quant f16, that, which take half the memory. Latents, on cuda, also fp8: a quarter.",
 )
 with_cache_pages = click.option(
     "--cache-pages",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..passes.caches import NarrowCaches
+from ..passes.coded import CodeLatents
 from ..passes.head import LOGITS, NEXT, RESULTS, choosing
 from ..passes.layout import is_weight, pack, packed
 from ..passes.pages import PageCaches
@@ -33,7 +34,7 @@ from .ops.region import REGION
 from .ops.sources import INPUT, LITERAL
 from .pipeline import PassReport
 from .planning import NOTHING, planned
-from .policy import NONE, cache_of, expect_read, pages_of, policy_of
+from .policy import FP8, NONE, cache_of, expect_read, pages_of, policy_of
 from .progress import Steps, quiet
 from .report import Report, html
 from .rooms import target_of
@@ -94,14 +95,14 @@ def compile_model(
 ) -> Report:
     """Compile a model into the folder `out`, which appears whole or not at all.
 
-    model: a Hugging Face folder or "package.module:function"; or config, a config.json, with
-    random_weights, a seed. quant: how weights are stored ("int8", "int4", "bf16", "none" for the target's own
-    way), and quant_config, a file of patterns of tensors' names and their formats. cache: how a caller keeps
-    what is known of earlier tokens, "f32" or "bf16", None for the target's own way; cache_pages: in pages of
-    so many rows that all texts share, None for rows of each text's own. isa: what the artifact may use
-    (x86-64-v3, sm_90a), None for this machine's. budget: how much to tune ("0", "2m", "40t").
-    retune: search on where the log already has a result. verify: measure once what is from other shapes or
-    machines. log: the tuning log. routing_trace: expert ids that tokens chose, to time experts with
+    model: a Hugging Face folder or "package.module:function"; or config, a config.json, with random_weights,
+    a seed. quant: how weights are stored ("int8", "int4", "bf16", "f16", "none" for the target's own way),
+    and quant_config, a file of patterns of tensors' names and their formats. cache: how a caller keeps what
+    is known of earlier tokens, "f32", "bf16", "f16" or, of latents, "fp8", None for the target's own way;
+    cache_pages: in pages of so many rows that all texts share, None for rows of each text's own. isa: what
+    the artifact may use (x86-64-v3, sm_90a), None for this machine's. budget: how much to tune ("0", "2m",
+    "40t"). retune: search on where the log already has a result. verify: measure once what is from other
+    shapes or machines. log: the tuning log. routing_trace: expert ids that tokens chose, to time experts with
     (targets/routing.py says how). watch: a folder for the graph after each pass. check: compare numbers
     around each pass. head: what comes out, "logits" of every token or, chosen by the artifact itself, the
     "next" token of each text (passes/head.py). threads: that it will be run with, None for this machine's.
@@ -111,7 +112,7 @@ def compile_model(
     Raises BadModel, BadPolicy, UnmetRule, UnsupportedOp, OutputTaken, CannotBuild, BadLog, BadTrace or
     NotProven: sentences for the user.
     """
-    clock, machine, teller = Clock(progress), target_of(target, isa), Teller(events)
+    clock, machine, teller = Clock(progress), target_of(target, isa, quant), Teller(events)
     threads = threads or len(os.sched_getaffinity(0))
     machine.expect_tools()
     known = Log(Path(log or default_path()), machine.measured)
@@ -172,7 +173,7 @@ def explain(
     """
     if model and (Path(model) / manifests.NAME).is_file():
         return Report(manifests.read(Path(model)), Path(model))
-    clock, machine = Clock(progress), target_of(target, isa)
+    clock, machine = Clock(progress), target_of(target, isa, quant)
     threads = threads or len(os.sched_getaffinity(0))
     shapes = Path(config or model)
     source = resolve(model, shapes if config or shapes.exists() else None)
@@ -227,14 +228,21 @@ def understand(
         asked = headed(source, traced.graph, head)
         feeds = pipeline.random_feeds(asked, SMALL) if check else {}
         checked = pipeline.Check(traced.weights, feeds) if check else None
-        narrow = [NarrowCaches()] if cache == "bf16" else []
+        narrow = narrowing(cache)
         rounding = [Precision(policy, machine.formats, machine.widest)] if policy else []
         paged = [PageCaches(pages)] if pages else []
         passes = (*narrow, *paged, *machine.passes, *rounding)
         graph, reports = pipeline.run(asked, passes, misses=misses, watch=watch, check=checked)
-        expect_read(machine, graph)
+        expect_read(machine, graph, cache)
         kernels = {node: machine.kernel_of(node) for node in graph if node.op is REGION}
     return Front(source, traced, graph, kernels, reports, misses)
+
+
+def narrowing(cache: str) -> Sequence[Any]:
+    """The passes that have caches kept that way."""
+    if cache == FP8:
+        return NarrowCaches(), CodeLatents()
+    return (NarrowCaches(cache),) if cache != "f32" else ()
 
 
 def headed(source: Source, graph: Graph, head: str) -> Graph:

@@ -39,6 +39,7 @@ DTYPES: Mapping[str, Any] = {
     "bool": np.dtype(np.bool_),
 }
 FLOATS = ("f64", "f32", "f16", "bf16", "f8e4m3")
+HALVES = ("bf16", "f16")  # of half the bytes of f32
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,7 +90,7 @@ def compare(
     from .trace import trace
 
     clock, shapes = Clock(progress), Path(config or model)
-    machines = {name: target_of(name, None) for name in targets}
+    machines = {name: target_of(name, None, quant) for name in targets}
     policies = {name: policy_of(quant, quant_config, each.policies) for name, each in machines.items()}
     caches = {name: cache_of(each, cache) for name, each in machines.items()}
     source = resolve(model, shapes if config or shapes.exists() else None)

@@ -14,6 +14,7 @@ from ..targets.paged import left_over
 from .ir import Graph
 
 NONE = "none"
+FP8 = "fp8"  # a way to keep caches, of latents only
 # --quant -> the policy, of a target whose kernels read all formats; None leaves weights as they are.
 EVERY: Mapping[str, Policy | None] = {NONE: None, **POLICIES}
 
@@ -55,8 +56,14 @@ def pages_of(machine: Any, rows: int | None) -> int:
     return rows or 0
 
 
-def expect_read(machine: Any, graph: Graph) -> None:
-    """Raises BadPolicy where a target with memory of its own has pages that none of its kernels reads."""
+def expect_read(machine: Any, graph: Graph, cache: str = "") -> None:
+    """Raises BadPolicy where a target with memory of its own has pages that none of its kernels reads, and
+    where there is no latent for a cache of fp8.
+    """
+    if cache == FP8 and not any(value.type.dtype == "u8" for value in graph.inputs):
+        raise BadPolicy(
+            "a cache in fp8 is one of latents, and this model has none that was recognised; leave --cache out"
+        )
     if "provider" in machine.facts and (left := left_over(graph)):
         raise BadPolicy(
             f"the {machine.name} target has kernels for pages of latents, and none for {left[0]!r}; leave "

@@ -9,6 +9,7 @@ they may add up to more.
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -124,7 +125,7 @@ def profile(artifact: Artifact, prompt: int, new: int, batch: int, threads: int)
         plain, disturbed = walked(artifact, ids, new), walked(watched, ids, new)
         each = iter(seen(json.loads(Path(session.end_profiling()).read_text()), ours))
     runs = [joined(list(islice(each, step.runs))) for step in disturbed]
-    layers = sum(each.name.startswith("past.") for each in session.get_inputs()) // 2
+    layers = sum(re.fullmatch(r"past\.\d+\.key", each.name) is not None for each in session.get_inputs())
     prefill, decode = slice(1, PROMPTS), slice(PROMPTS, None)
     return [
         phase("prefill", ids.size, layers, plain[prefill], disturbed[prefill], runs[prefill]),

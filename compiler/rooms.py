@@ -7,17 +7,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..targets.base import CannotBuild
+from ..targets.base import CannotBuild, Halving
 from ..tuning.fingerprint import cpu_model
 from .manifest import BadArtifact
 
 
-def target_of(name: str, isa: str | None) -> Any:
-    """The target of that name for a level of its machines. Raises CannotBuild with what there is."""
+def target_of(name: str, isa: str | None, quant: str = "none") -> Any:
+    """The target of that name for a level of its machines and what --quant says.
+
+    Raises CannotBuild with what there is.
+    """
     if name not in rooms():
         raise CannotBuild(f"there is no target {name!r}; there is {', '.join(rooms())}")
     try:
-        return room_of(name).target(isa)
+        found = room_of(name).target(isa)
+        return found.halved(quant) if isinstance(found, Halving) else found
     except ValueError as error:
         raise CannotBuild(str(error)) from None
 

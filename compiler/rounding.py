@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .ir import Array, Graph, Node, Value, walk
+from .ir import HALVES, Array, Graph, Node, Value, walk
 from .manifest import StoredWeight
 from .onnx_graph import frontier
 from .ops import quantize
@@ -45,7 +45,7 @@ class Rounding:
 
 def is_rounding(node: Node) -> bool:
     """Whether a node makes a weight narrower."""
-    return node.op is QUANTIZE or (node.op is CAST and node.types[0].dtype == "bf16")
+    return node.op is QUANTIZE or (node.op is CAST and node.types[0].dtype in HALVES)
 
 
 def restored(node: Node, results: Sequence[Array]) -> Array | None:

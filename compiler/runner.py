@@ -16,7 +16,12 @@ from .session import copy, memory, open_session, run_options, simulated
 from .texts import PAGES, BadRequest, Cache, Recorded, Texts, bind
 
 # The numbers of a cache, by onnxruntime's name for them.
-STORED = {"tensor(float)": DTYPES["f32"], "tensor(bfloat16)": DTYPES["bf16"]}
+STORED = {
+    "tensor(float)": DTYPES["f32"],
+    "tensor(float16)": DTYPES["f16"],
+    "tensor(bfloat16)": DTYPES["bf16"],
+    "tensor(uint8)": DTYPES["u8"],
+}
 ROOM = 256  # rows that a cache on a device grows by, so that texts of about one length share what is recorded
 
 
@@ -63,7 +68,7 @@ class Artifact:
         return int(next(each.shape[-1] for each in self.session.get_outputs() if each.name == "logits"))
 
     def cache(self, batch: int, rows: int) -> dict[str, Any]:
-        """Caches f32 or bf16 [batch, heads, rows, width] by input name, with room for `rows` tokens.
+        """Caches [batch, heads, rows, width] by input name, with room for `rows` tokens, as they are stored.
 
         Empty arrays, or tensors of undefined contents where the kernels have a memory of their own. In pages:
         pools [pages, heads, rows of a page, width], and the table that gives each text pages of its own.

@@ -49,7 +49,7 @@ def tune_model(
     Optuna storage to show the search in (tuning/mirror.py). The rest, and errors, are those of
     driver.compile_model; NoFleet is a CannotBuild.
     """
-    clock, machine, teller = Clock(progress), target_of(target, isa), Teller(events)
+    clock, machine, teller = Clock(progress), target_of(target, isa, quant), Teller(events)
     if fleet:
         machine = measured_on(machine, on)
     threads = threads or len(os.sched_getaffinity(0))

@@ -1,4 +1,4 @@
-"""Numbers between kernels in half the bytes.
+"""Numbers between kernels in half the bytes: bf16, or f16 alike.
 
     before   region[linear](x f32, w) -> y f32
     after    region[linear](x bf16, w) -> y bf16      whose body is  bf16(linear(f32(x), w))
@@ -22,14 +22,14 @@ from .match import made_by
 
 MAKES = (CAST,)
 MOVES = (RESHAPE, TRANSPOSE, SLICE, EXPAND)  # ops that compute nothing
-WIDE, NARROW = "f32", "bf16"
+WIDE = "f32"
 
 Places = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True, slots=True)
 class NarrowActivations:
-    """The pass: what regions hand to each other, as bf16.
+    """The pass: what regions hand to each other, as bf16 or another narrow dtype.
 
     operands, results: by kind, the places of those that kernels take and give in f32. either: the kinds that
     give f32 where that is wanted: as a result of the graph, or by what reads it. Weights stay as they are.
@@ -38,6 +38,7 @@ class NarrowActivations:
     operands: Places
     results: Places
     either: Collection[str]
+    narrow: str = "bf16"
     rounds: ClassVar[bool] = True  # the numbers are others afterwards, and are meant to be
 
     def __call__(self, graph: Graph, misses: list[Miss]) -> Graph:
@@ -60,7 +61,7 @@ class NarrowActivations:
         return wanted
 
     def narrows(self, node: Node, operand: int) -> bool:
-        """Whether that operand of the node, if f32, becomes bf16."""
+        """Whether that operand of the node, if f32, becomes narrow."""
         if node.op is not REGION or is_weight(node.inputs[operand]):
             return False
         return operand not in self.operands.get(node.attrs["kind"], ())
@@ -76,22 +77,22 @@ class NarrowActivations:
         return renew(node, tuple(wide)).values
 
     def region(self, node: Node, inputs: Sequence[Value], wanted: Collection[Value]) -> Sequence[Value]:
-        """The region on operands in bf16, giving bf16."""
+        """The region on narrow operands, giving narrow results."""
         kind, body = node.attrs["kind"], node.attrs["body"]
         given = [
-            cast(value, NARROW if old.type.dtype == WIDE and self.narrows(node, i) else old.type.dtype)
+            cast(value, self.narrow if old.type.dtype == WIDE and self.narrows(node, i) else old.type.dtype)
             for i, (value, old) in enumerate(zip(inputs, node.inputs))
         ]
         entries = [entry(i, value) for i, value in enumerate(given)]
         meanings = [cast(new, old.type.dtype) for new, old in zip(entries, node.inputs)]
         kept = self.results.get(kind, ())
         results = [
-            cast(value, WIDE if i in kept or (kind in self.either and node[i] in wanted) else NARROW)
+            cast(value, WIDE if i in kept or (kind in self.either and node[i] in wanted) else self.narrow)
             if value.type.dtype == WIDE
             else value
             for i, value in enumerate(inline(body, meanings))
         ]
-        once = without_detours(Graph(tuple(entries), tuple(results)))
+        once = without_detours(Graph(tuple(entries), tuple(results)), self.narrow)
         return make(REGION, *given, kind=kind, body=once, origin=node.origin).values
 
 
@@ -100,14 +101,14 @@ def cast(value: Value, dtype: str) -> Value:
     return value if value.type.dtype == dtype else CAST(value, dtype=dtype)
 
 
-def without_detours(body: Graph) -> Graph:
-    """bf16(f32(x)) of an x that is bf16 is x."""
+def without_detours(body: Graph, narrow: str) -> Graph:
+    """bf16(f32(x)) of an x that is bf16 is x; so for any narrow dtype."""
 
     def step(node: Node, inputs: tuple[Value, ...]) -> Sequence[Value] | None:
-        if node.op is not CAST or node.attrs["dtype"] != NARROW or not made_by(inputs[0], CAST):
+        if node.op is not CAST or node.attrs["dtype"] != narrow or not made_by(inputs[0], CAST):
             return None
         (source,) = inputs[0].node.inputs
-        widened = inputs[0].type.dtype == WIDE and source.type.dtype == NARROW
+        widened = inputs[0].type.dtype == WIDE and source.type.dtype == narrow
         return (source,) if widened else None
 
     return body.rewrite(step)

@@ -1,4 +1,4 @@
-"""Caches in half the bytes.
+"""Caches in half the bytes: bf16, or f16 alike.
 
     before   past f32 -> append(past, rows, mask) -> c; readers of c
     after    past bf16 -> append(past, bf16(rows), mask) -> c; readers of f32(c)
@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..compiler.ir import Graph, Miss, Node, Value
+from ..compiler.ir import HALVES, Graph, Miss, Node, Value
 from ..compiler.ops.cache import APPEND
 from ..compiler.ops.elementwise import CAST
 from ..compiler.ops.sources import INPUT
@@ -24,14 +24,15 @@ MAKES = (CAST,)
 
 @dataclass(frozen=True, slots=True)
 class NarrowCaches:
-    """The pass: every f32 input that is read only to append rows to it, as bf16."""
+    """The pass: every f32 input that is read only to append rows to it, in a dtype of half the bytes."""
 
+    dtype: str = "bf16"
     rounds: ClassVar[bool] = True  # the numbers are others afterwards, and are meant to be
 
     def __call__(self, graph: Graph, misses: list[Miss]) -> Graph:
         users = graph.users()
         wide = [past for past in graph.inputs if is_cache(past, users.get(past, []))]
-        kept = {past: narrow(past) for past in wide}
+        kept = {past: narrow(past, self.dtype) for past in wide}
         written = {users[past][0][0]: appended(users[past][0], kept[past]) for past in wide}
         result = graph.replace({old: CAST(new, dtype="f32") for old, new in written.items()})
         inputs = tuple(kept.get(value, value) for value in result.inputs)
@@ -44,18 +45,18 @@ def is_cache(past: Value, readers: list[Node]) -> bool:
     return only_appended and past.type.dtype == "f32"
 
 
-def narrow(past: Value) -> Value:
-    """The same input in bf16."""
-    return INPUT(name=past.node.attrs["name"], dtype="bf16", shape=past.shape)
+def narrow(past: Value, dtype: str) -> Value:
+    """The same input in that dtype."""
+    return INPUT(name=past.node.attrs["name"], dtype=dtype, shape=past.shape)
 
 
 def appended(node: Node, past: Value) -> Value:
-    """The cache after the step, in bf16."""
+    """The cache after the step, in the dtype of the one before."""
     _, rows, mask = node.inputs
-    return APPEND(past, CAST(rows, dtype="bf16"), mask, origin=node.origin)
+    return APPEND(past, CAST(rows, dtype=past.type.dtype), mask, origin=node.origin)
 
 
 def as_stored(output: Value) -> Value:
     """A cache as it is handed back: not widened."""
     stored = output.node.inputs[0] if made_by(output, CAST) else output
-    return stored if made_by(stored, APPEND) and stored.type.dtype == "bf16" else output
+    return stored if made_by(stored, APPEND) and stored.type.dtype in HALVES else output

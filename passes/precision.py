@@ -2,7 +2,7 @@
 
     before   region[linear](x, w)              whose body is  linear(x, w)
     after    region[linear](x, codes, scales)  whose body is  linear(round_trip(x), dequantize(codes, scales))
-    or       region[linear](x, bf16(w))        whose body is  linear(x, f32(w))
+    or       region[linear](x, bf16(w))        whose body is  linear(x, f32(w)); f16 alike
 
     before   take(table, ids)                  in a region or not
     after    f32(take(bf16(table), ids))
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import ClassVar
 
-from ..compiler.ir import Graph, Miss, Node, Op, Value, make, walk
+from ..compiler.ir import HALVES, Graph, Miss, Node, Op, Value, make, walk
 from ..compiler.ops.cache import APPEND
 from ..compiler.ops.dense import LINEAR
 from ..compiler.ops.elementwise import CAST
@@ -34,7 +34,7 @@ from ..compiler.ops.sources import CONSTANT
 from .layout import Layout, is_weight, packed
 
 MAKES = (QUANTIZE, CAST)
-FORMATS = ("f32", "bf16", *CODED)
+FORMATS = ("f32", *HALVES, *CODED)
 
 # Which operand of an op is a weight that can be narrower.
 READS: Mapping[Op, int] = {LINEAR: 1, GROUPED_MATMUL: 3, LATENT_ATTENTION: -1, TAKE: 0}
@@ -62,8 +62,10 @@ class Codes:
 class Narrow:
     """A weight as numbers of half the bytes."""
 
+    dtype: str
+
     def pack(self, w: Value) -> tuple[Value, ...]:
-        return (CAST(w, dtype="bf16"),)
+        return (CAST(w, dtype=self.dtype),)
 
     def unpack(self, packed: Sequence[Value]) -> Value:
         return CAST(*packed, dtype="f32")
@@ -117,8 +119,8 @@ class Policy:
 class Precision:
     """The pass: every weight in the format that a policy wants and a kernel has.
 
-    kinds: the formats beside the widest that a target's kernel of each kind reads; widest: f32, or bf16 where
-    no kernel reads f32.
+    kinds: the formats beside the widest that a target's kernel of each kind reads; widest: f32, or the
+    dtype of half the bytes where no kernel reads f32.
     """
 
     policy: Policy
@@ -133,29 +135,34 @@ class Precision:
         self.policy.expect_met([name for site in found for name in site.names])
         for site in found:
             format = self.format(site, misses)
-            if site.node.op is TAKE and format == "bf16":
-                replacements[site.node[0]] = narrow_take(site.node)
+            if site.node.op is TAKE and format == self.half:
+                replacements[site.node[0]] = narrow_take(site.node, format)
             elif format != "f32":
                 layouts.setdefault(site.node, {})[site.operand] = (
-                    Codes(**CODED[format]) if format in CODED else Narrow()
+                    Codes(**CODED[format]) if format in CODED else Narrow(format)
                 )
         for node, layout in layouts.items():
             narrow = rows_first(packed(round_activations(node, layout), layout))
             replacements.update(zip(node.values, narrow.values))
         return graph.replace(replacements)
 
+    @property
+    def half(self) -> str:
+        """What half the bytes are called here."""
+        return self.widest if self.widest in HALVES else "bf16"
+
     def format(self, site: Site, misses: list[Miss]) -> str:
         """The format of one weight; where it is not the one wanted, a miss says why."""
         wanted = self.policy.wanted(site)
         columns = site.weight.shape[-1]
-        known = ("bf16",) if site.node.op is TAKE else self.kinds.get(site.node.attrs["kind"], ())
+        known = (self.half,) if site.node.op is TAKE else self.kinds.get(site.node.attrs["kind"], ())
         if wanted in CODED and (not isinstance(columns, int) or columns % whole(wanted)):
             why = f"its rows of {columns} are not whole groups of {whole(wanted)}"
         elif wanted not in (known if self.widest in known else ("f32", *known)):
             why = f"{site.node.attrs.get('kind', site.node.op.name)} has no kernel for that"
         else:
             return wanted
-        format = "bf16" if "bf16" in known else "f32"
+        format = self.half if self.half in known else "f32"
         misses.append(Miss(site.node.origin, f"{'+'.join(site.names)} is {format}, not {wanted}: {why}"))
         return format
 
@@ -177,10 +184,10 @@ def round_activations(region: Node, layout: Mapping[int, Layout]) -> Node:
     )
 
 
-def narrow_take(take: Node) -> Value:
-    """Rows of a table that is stored in bf16."""
+def narrow_take(take: Node, dtype: str) -> Value:
+    """Rows of a table that is stored in that dtype."""
     table, ids = take.inputs
-    rows = TAKE(CAST(table, dtype="bf16"), ids, axis=take.attrs["axis"], origin=take.origin)
+    rows = TAKE(CAST(table, dtype=dtype), ids, axis=take.attrs["axis"], origin=take.origin)
     return CAST(rows, dtype="f32")
 
 
@@ -277,7 +284,7 @@ POLICIES: Mapping[str, Policy] = {
     for quant, careful in (("int4", "int8"), ("int8", "int8"), ("bf16", "bf16"))
 }
 
-ALL_BF16 = Policy(dict.fromkeys(ROLES, "bf16"))
+ALL_BF16, ALL_F16 = (Policy(dict.fromkeys(ROLES, dtype)) for dtype in HALVES)
 # Of a machine that multiplies int8 with int8: one scale for each row of a weight and for each token.
 INT8_ROWS = Policy({**ALL_BF16.roles, **dict.fromkeys(("latent down", "experts", "dense"), "int8row")})
 # Of a machine that multiplies e4m3 with e4m3: as DeepSeek ships weights, but for what comes before a cache.

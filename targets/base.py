@@ -44,7 +44,7 @@ class Kernel:
 
     dims are the sizes fixed when it is generated (k=2048, n=1408); reals are numbers handed over at run time
     (eps, scale), so they shape no code. dtype says how weights are stored and, behind a "+", how a cache is
-    where that is not f32: f32, int4, f32+bf16.
+    where that is not f32: f32, int4, f32+bf16. A kernel on f16 says f16 instead of f32.
     """
 
     kind: str
@@ -64,6 +64,11 @@ class Kernel:
     def cache(self) -> str:
         """How the cache that it reads or writes is stored."""
         return self.dtype.partition("+")[2] or "f32"
+
+    @property
+    def half(self) -> str:
+        """What it takes and gives in half the bytes, where it does: bf16 or f16."""
+        return "f16" if "f16" in (self.weights, self.cache) else "bf16"
 
     @property
     def work(self) -> float:
@@ -187,6 +192,14 @@ class Guessing(Protocol):
 
         point, trace: which call, as tuning has them. Raises CannotBuild where times cannot be computed.
         """
+
+
+@runtime_checkable
+class Halving(Protocol):
+    """A target whose kernels hand each other numbers of half the bytes as bf16 or, by --quant, otherwise."""
+
+    def halved(self, quant: str) -> Target:
+        """The target whose kernels do so as that says; the same where it says nothing about it."""
 
 
 @runtime_checkable

@@ -1,4 +1,5 @@
-"""What targets with memory of their own have in common: every node of a model becomes a kernel, in bf16.
+"""What targets with memory of their own have in common: every node of a model becomes a kernel, in bf16 or
+f16.
 
 Which numbers stay f32 is said here, by kind of kernel; cases_bf16.py tries such kernels alone.
 """
@@ -19,7 +20,7 @@ from .fusing import FUSING
 from .lookups import LOOKUPS
 
 MATMULS = ("linear", "linear_add", "linear_swiglu", "grouped_swiglu", "grouped_combine")
-# Kinds that write bf16 or, as a dim of their own says, f32.
+# Kinds that write narrow numbers or, as a dim of their own says, f32.
 EITHER = ("linear", "linear_add", "linear_swiglu")
 
 DIMS: Mapping[str, tuple[str, ...]] = {
@@ -31,15 +32,16 @@ DIMS: Mapping[str, tuple[str, ...]] = {
 # Those of ENDS, which not every target has kernels for.
 END_DIMS: Mapping[str, tuple[str, ...]] = {"last_norm": regions.DIMS["rms_norm"], "choose_token": ("v",)}
 
-# kind -> operands in f32 (cos, sin, frequencies, logits, the weights of a gate): all other numbers are bf16,
-# but for weights that no product reads.
+# kind -> operands in f32 (cos, sin, frequencies, logits, the weights of a gate): all other numbers are
+# narrow, but for weights that no product reads.
 WIDE_OPERANDS: Mapping[str, tuple[int, ...]] = {
     "angles": (2,),
     "top_k_gate": (0, 1),
     "route": (2,),
     "grouped_combine": (4,),
-    "latent_write": (2, 3),
-    "latent_attention": (1, 2),
+    "latent_write": (2, 3, 8),
+    "latent_attention": (1, 2, 8),
+    "mla_decode": (5,),
     "rotary": (1, 2),
     "choose_token": (0, 1, 3, 4),
 }
@@ -48,6 +50,7 @@ WIDE_RESULTS: Mapping[str, tuple[int, ...]] = {
     "angles": (0, 1),
     "top_k_gate": (1,),
     "route": (2,),
+    "latent_write": (2,),
     "choose_token": (1,),
 }
 
@@ -66,14 +69,16 @@ FORMATS: Mapping[str, tuple[str, ...]] = paged.with_paged(
 )
 
 
-def passes(*ends: Claim) -> tuple[Pass, ...]:
-    """What becomes of a graph; ends: claims of ENDS, where a target has kernels for them."""
+def passes(*ends: Claim, half: str = "bf16") -> tuple[Pass, ...]:
+    """What becomes of a graph; ends: claims of ENDS, where a target has kernels for them. half: the dtype of
+    numbers between kernels.
+    """
     return (
         *FUSING,
         read_ids,
         Partition((*ends, *paged.CLAIMS, *CLAIMS, *LOOKUPS)),
         AddSpans(paged.with_paged(SPANNED)),
-        NarrowActivations(paged.with_paged(WIDE_OPERANDS), WIDE_RESULTS, EITHER),
+        NarrowActivations(paged.with_paged(WIDE_OPERANDS), paged.with_paged(WIDE_RESULTS), EITHER, half),
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from ..compiler.ir import DTYPES, Array
 from ..compiler.ops.attention import SDPA
 from ..compiler.ops.cache import APPEND
+from ..compiler.ops.coded import DECODE_ROWS, ENCODE_ROWS
 from ..compiler.ops.latent import LATENT_ATTENTION
 from ..compiler.ops.norm import RMS_NORM, ROTARY
 from ..compiler.ops.routing import PERMUTE, TOP_K_GATE
@@ -36,7 +37,32 @@ def cache(kernel: Kernel, random: Random, batch: int, heads: int, seen: int, wid
     """[B, heads, L, width] as the kernel's cache is stored, with nothing to be read from row `seen` on."""
     rows = uniform(random, batch, heads, seen + SPARE, width)
     rows[:, :, seen:] = np.nan
-    return rows.astype(DTYPES[kernel.cache])
+    return rows.astype(DTYPES[kept(kernel)])
+
+
+def kept(kernel: Kernel) -> str:
+    """The dtype of what a kernel's cache holds; of rotated keys beside latents in fp8."""
+    return "bf16" if kernel.cache == "fp8" else kernel.cache
+
+
+def latent_caches(kernel: Kernel, random: Random, batch: int, seen: int) -> list[list[Array]]:
+    """Caches of latents and of rotated keys; and of scales, where latents are codes."""
+    keys = cache(kernel, random, batch, 1, seen, kernel["rope"])
+    if kernel.cache != "fp8":
+        return [[cache(kernel, random, batch, 1, seen, kernel["latent"]), keys], []]
+    rows = uniform(random, batch, 1, seen + SPARE, kernel["latent"])
+    rows[:, :, seen:] = np.nan
+    codes, scales = ENCODE_ROWS.reference(rows)
+    return [[codes, keys], [scales]]
+
+
+def decoded(kernel: Kernel, operands: Feeds, place: int) -> list[Array]:
+    """Operands with latents at that place, where they are codes whose scales are the last operand."""
+    if kernel.cache != "fp8":
+        return list(operands)
+    *plain, scales = operands
+    plain[place] = DECODE_ROWS.reference(plain[place], scales.astype(np.float64))
+    return plain
 
 
 def angles(random: Random, batch: int, tokens: int, pairs: int) -> list[Array]:
@@ -48,15 +74,15 @@ def angles(random: Random, batch: int, tokens: int, pairs: int) -> list[Array]:
 def latent_feeds(
     kernel: Kernel, tokens: int, random: Random, batch: int = 1, cached: int = CACHED, padding: int = 0
 ) -> list[Array]:
-    """q as columns of something wider, cos, sin, latent, rotary_keys, mask."""
-    rope, width = kernel["rope"], kernel["latent"]
+    """q as columns of something wider, cos, sin, latent, rotary_keys, mask, scales if there are any."""
     seen = cached + tokens
+    caches, scales = latent_caches(kernel, random, batch, seen)
     return [
         uniform(random, batch, tokens, kernel["width"]),
-        *angles(random, batch, tokens, rope // 2),
-        cache(kernel, random, batch, 1, seen, width),
-        cache(kernel, random, batch, 1, seen, rope),
+        *angles(random, batch, tokens, kernel["rope"] // 2),
+        *caches,
         attention_mask(batch, seen, padding),
+        *scales,
     ]
 
 
@@ -72,7 +98,7 @@ def double(feeds: Feeds) -> list[Array]:
 
 def latent(kernel: Kernel, feeds: Feeds) -> list[Array]:
     """What the op says, the rows of queries without a turn taken out where there is none."""
-    operands: list[Any] = double(feeds)
+    operands: list[Any] = decoded(kernel, double(feeds), 3)
     sizes = {name: kernel[name] for name in ("heads", "nope", "value")}
     stop = kernel["start"] + kernel["heads"] * (kernel["nope"] + kernel["rope"])
     operands[0] = operands[0][..., kernel["start"] : stop]
@@ -156,33 +182,43 @@ def append(kernel: Kernel, feeds: Feeds) -> list[Array]:
 
 def stored(kernel: Kernel, cache: Array) -> Array:
     """A cache in double precision, rounded if it is narrower than f32."""
-    return cache if kernel.cache == "f32" else cache.astype(DTYPES[kernel.cache])
+    return cache if kernel.cache == "f32" else cache.astype(DTYPES[kept(kernel)])
 
 
 def write_feeds(
     kernel: Kernel, rows: int, random: Random, batch: int = 2, cached: int = CACHED, padding: int = 0
 ) -> list[Array]:
-    """kv, cos, sin, past_c, past_r, mask."""
+    """kv, cos, sin, past_c, past_r, mask, past_scales if there are any."""
     room = cached + rows + SPARE
+    latents, keys = (uniform(random, batch, 1, room, kernel[name]) for name in "cr")
+    past, *scales = (
+        ENCODE_ROWS.reference(latents) if kernel.cache == "fp8" else [latents.astype(DTYPES[kept(kernel)])]
+    )
     return [
         uniform(random, batch, rows, kernel["width"]),
         *angles(random, batch, rows, kernel["r"] // 2),
-        *(uniform(random, batch, 1, room, kernel[name]).astype(DTYPES[kernel.cache]) for name in "cr"),
+        past,
+        keys.astype(DTYPES[kept(kernel)]),
         attention_mask(batch, cached + rows, padding),
+        *scales,
     ]
 
 
 def write(kernel: Kernel, feeds: Feeds) -> list[Array]:
-    """Both caches with their new rows in them."""
-    kv, w, cos, sin, past, past_keys, mask = double(feeds)
+    """All caches with their new rows in them."""
+    kv, w, cos, sin, past, past_keys, mask, *past_scales = double(feeds)
     start = kernel["start"]
     middle, stop = start + kernel["c"], start + kernel["c"] + kernel["r"]
     latents = RMS_NORM.reference(kv[..., start:middle], w, eps=dict(kernel.reals)["eps"])
     keys = kv[..., middle:stop]
     if pairs(kernel)["pairs_in"] != "none":
         keys = ROTARY.reference(keys, cos, sin, **pairs(kernel))
-    rows = ((past, latents), (past_keys, keys))
-    return [stored(kernel, APPEND.reference(cache, new[:, None], mask)) for cache, new in rows]
+    with_keys = stored(kernel, APPEND.reference(past_keys, keys[:, None], mask))
+    if kernel.cache == "fp8":
+        rows = zip((past, *past_scales), ENCODE_ROWS.reference(latents[:, None]))
+        codes, scales = (APPEND.reference(cache, new, mask) for cache, new in rows)
+        return [codes, with_keys, scales]
+    return [stored(kernel, APPEND.reference(past, latents[:, None], mask)), with_keys]
 
 
 def gate_feeds(kernel: Kernel, rows: int, random: Random) -> list[Array]:

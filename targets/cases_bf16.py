@@ -1,11 +1,11 @@
-"""Kernels on bf16 tried alone: operands as a device gets them, and what must come out.
+"""Kernels on bf16 or f16 tried alone: operands as a device gets them, and what must come out.
 
     sample = Sample(kernel)
     example = sample.example(rows=4)                                        # kinds that go row by row
     example = sample.example(rows=1, batch=3, cached=1000, padding=5, wider=64)    # kinds with a cache
     example.operands     every operand x0, x1, .. in the region's order, weights in their places
     example.results      y0, y1, ..: float64, or i64; NaN nowhere
-    example.dtypes       what the kernel writes of each: bf16, f32 or i64
+    example.dtypes       what the kernel writes of each: bf16 (or f16), f32 or i64
     example.in_place     {1: 5}: result 1 is operand 5's memory; its first contents are the operand's
     example.errors(got)  of each result, relative to its largest value; infinite for integers that differ
     example.tolerance    the largest error that is right
@@ -15,7 +15,7 @@ padding: columns that are 0 on the left of every other sequence's mask, at most 
 zeros on the right of the mask, as in a step whose shapes do not change from token to token. Rows of a cache
 that no token has reached hold NaN where the kernel only reads, so that reading one shows.
 
-Operands are rounded to bf16 before the reference sees them: what is left is the kernel's own rounding.
+Operands are rounded to bf16 or f16 before the reference sees them: what is left is the kernel's own rounding.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from ..compiler.ir import DTYPES, Array
+from ..compiler.ir import DTYPES, HALVES, Array
 from ..compiler.ops.cache import POSITIONS, SPAN
 from . import cases, cases_attention, cases_ends, cases_quantized
 from .base import Kernel
@@ -35,12 +35,13 @@ from .bf16 import SPANNED, WIDE_OPERANDS, WIDE_RESULTS
 from .cases import Case, Draw, Feeds, Random, operands, uniform
 from .regions import BITS
 
-BF16, F32, I64 = DTYPES["bf16"], DTYPES["f32"], DTYPES["i64"]
+F32, I64, U8 = DTYPES["f32"], DTYPES["i64"], DTYPES["u8"]
 
 # Of the largest value. A bf16 result is off by 2**-9 of its own where all else is exact; of experts, also
 # each product may be rounded before they are summed; a cache's reference is rounded too, to the next number
 # perhaps; attention rounds what goes into its second product.
 ROUNDED, SUMMED, ATTENDED, EXACT = 4e-3, 8e-3, 1.5e-2, 2e-5
+FINER = 4  # by how much these are too large for f16, which has three bits more: rounding to bf16 would show
 TOLERANCES: Mapping[str, float] = {
     **dict.fromkeys(("grouped_combine", "latent_write"), SUMMED),
     **dict.fromkeys(("latent_attention", "mla_decode", "attention"), ATTENDED),
@@ -94,11 +95,13 @@ def mla_feeds(
     kernel: Kernel, tokens: int, random: Random, batch: int = 1, cached: int = 0, padding: int = 0
 ) -> list[Array]:
     """Queries in the space of latents [batch, tokens, heads, latent+rope], latents, rotary keys, mask."""
-    widths, seen = (kernel["latent"], kernel["rope"]), cached + tokens
+    width, seen = kernel["latent"] + kernel["rope"], cached + tokens
+    caches, scales = cases_attention.latent_caches(kernel, random, batch, seen)
     return [
-        uniform(random, batch, tokens, kernel["heads"], sum(widths)),
-        *(cases_attention.cache(kernel, random, batch, 1, seen, width) for width in widths),
+        uniform(random, batch, tokens, kernel["heads"], width),
+        *caches,
         cases_attention.attention_mask(batch, seen, padding),
+        *scales,
     ]
 
 
@@ -106,7 +109,7 @@ def mla_decode(kernel: Kernel, operands: Feeds) -> list[Array]:
     """Mixed latents [batch, tokens, heads, latent]: attention with one head of keys, whose values are part
     of it.
     """
-    q, latents, keys, mask = operands
+    q, latents, keys, mask = cases_attention.decoded(kernel, operands, 1)
     plain = Kernel("attention", (), kernel.reals)
     both = np.concatenate([latents, keys], axis=-1)
     (mixed,) = cases_attention.attention(plain, [q.swapaxes(1, 2), both, latents, mask])
@@ -153,6 +156,8 @@ def error(got: Array, wanted: Array) -> float:
         return float("inf")
     if wanted.dtype.kind == "i":
         return 0.0 if np.array_equal(got, wanted) else float("inf")
+    if wanted.dtype.kind == "u":
+        return coded_error(got, wanted)
     if not wanted.size:
         return 0.0
     if (lost := np.isnan(wanted)).any():
@@ -162,19 +167,34 @@ def error(got: Array, wanted: Array) -> float:
     return worst if worst == worst else float("inf")
 
 
+def coded_error(got: Array, wanted: Array) -> float:
+    """Of e4m3 codes, the share that is another one: a neighbour, for a number that lies between two; infinite
+    where one is further off, or no number.
+    """
+    mine, its = (np.where(each < 128, each, 128 - each.astype(np.int32)) for each in (got, wanted))
+    numbers = (got & 127 != 127).all() or np.array_equal(got, wanted)
+    near = numbers and int(np.abs(mine - its).max(initial=0)) <= 1
+    return float(np.mean(mine != its)) if near and got.size else 0.0 if near else float("inf")
+
+
 class Sample:
     """What a kernel is tried on. Its weights are made once, and are the same for all examples."""
 
     def __init__(self, kernel: Kernel, seed: int = 0) -> None:
         self.kernel, self.case, self.seed = kernel, CASES[kernel.kind], seed
 
+    @property
+    def half(self) -> Any:
+        """What numbers are in that are not f32."""
+        return DTYPES[self.kernel.half]
+
     @cached_property
     def weights(self) -> Mapping[int, Array]:
-        """Weights by operand, as the device gets them: for products and tables bf16 or codes, else f32."""
+        """Weights by operand, as the device gets them: for products and tables halves or codes, else f32."""
         places = self.case.weights(self.kernel, np.random.default_rng(self.seed))
-        narrow = self.kernel.weights == "bf16"
+        narrow = self.kernel.weights in HALVES
         shifted = {spanned(self.kernel, i): w for i, w in places.items()}
-        return {i: w.astype(BF16) if narrow and w.ndim > 1 else w for i, w in shifted.items()}
+        return {i: w.astype(self.half) if narrow and w.ndim > 1 else w for i, w in shifted.items()}
 
     def feeds(self, rows: int, wider: int = 0, draw: Draw | None = None, **setting: int) -> list[Array]:
         """The operands that are no weights."""
@@ -193,20 +213,19 @@ class Sample:
             return feeds
         mask = feeds[place]
         feeds[place] = np.pad(mask, ((0, 0), (0, wider)))
-        for i, cache in enumerate(feeds):
-            if is_cache(self.kernel, i) and wider:
-                unread = 0.5 if self.kernel.kind in IN_PLACE else np.nan
-                feeds[i] = np.pad(cache, ((0, 0), (0, 0), (0, wider), (0, 0)), constant_values=unread)
+        for i in caches(self.kernel) if wider else ():
+            unread = unread_in(self.kernel, feeds[i])
+            feeds[i] = np.pad(feeds[i], ((0, 0), (0, 0), (0, wider), (0, 0)), constant_values=unread)
         if self.kernel.kind in SPANNED:
             feeds.insert(place + 1, SPAN.reference(mask))
         return feeds
 
     def _as_given(self, feeds: Sequence[Array]) -> list[Array]:
-        """Floats in bf16, but for those that the kernel takes in f32."""
+        """Floats in half the bytes, but for those that the kernel takes in f32."""
         places = iter(i for i in range(len(feeds) + len(self.weights)) if i not in self.weights)
         keep = wide_operands(self.kernel, self.weights)
         narrow = (feed.dtype == F32 and place not in keep for place, feed in zip(places, feeds))
-        return [np.ascontiguousarray(feed.astype(BF16) if n else feed) for n, feed in zip(narrow, feeds)]
+        return [np.ascontiguousarray(feed.astype(self.half) if n else feed) for n, feed in zip(narrow, feeds)]
 
     def operands(self, feeds: Feeds) -> list[Array]:
         """All operands in their places."""
@@ -223,30 +242,33 @@ class Sample:
             plain[place] = plain[place][:, :end]
         weights = {unspanned(self.kernel, i): w for i, w in self.weights.items()}
         every = operands(plain, weights)
-        exact = [array.astype(F32) if array.dtype == BF16 else array for array in every]
+        exact = [array.astype(F32) if array.dtype == self.half else array for array in every]
         results = self.case.reference(self.kernel, exact)
-        return [each.astype(np.float64) if each.dtype.kind != "i" else each for each in results]
+        return [each.astype(np.float64) if each.dtype.kind not in "iu" else each for each in results]
 
     def dtypes(self, results: int) -> list[Any]:
         """What the kernel writes each result as."""
         kind, sizes = self.kernel.kind, dict(self.kernel.dims)
         integers = range(2, 3) if kind == "angles" else range(INTEGERS.get(kind, 0))
         wide = range(results) if sizes.get("wide") else WIDE_RESULTS.get(kind, ())
-        return [I64 if i in integers else F32 if i in wide else BF16 for i in range(results)]
+        found = [I64 if i in integers else F32 if i in wide else self.half for i in range(results)]
+        return [U8, *found[1:]] if kind == "latent_write" and self.kernel.cache == "fp8" else found
 
     @property
     def tolerance(self) -> float:
         """The largest error that is right."""
         wide = dict(self.kernel.dims).get("wide")
         known = EXACT if wide else TOLERANCES.get(self.kernel.kind, ROUNDED)
+        known /= FINER if self.kernel.half == "f16" and known != EXACT else 1
         return max(known, cases_quantized.TOLERANCE) if self.kernel.weights in BITS else known
 
     def example(self, rows: int, wider: int = 0, draw: Draw | None = None, **setting: int) -> Example:
         """A call with what must come out of it."""
         feeds = self.feeds(rows, wider, draw, **setting)
         results = self.wanted(feeds)
-        in_place = IN_PLACE.get(self.kernel.kind, {})
-        return Example(self.operands(feeds), results, self.dtypes(len(results)), self.tolerance, in_place)
+        return Example(
+            self.operands(feeds), results, self.dtypes(len(results)), self.tolerance, in_place(self.kernel)
+        )
 
 
 # Where the mask is among the operands that are no weights.
@@ -272,9 +294,22 @@ def mask_place(kernel: Kernel) -> int | None:
     return MASKS.get(kernel.kind)
 
 
-def is_cache(kernel: Kernel, place: int) -> bool:
-    """Whether that operand, of those that are no weights, is a cache."""
-    return place in CACHES.get(kernel.kind, ())
+def caches(kernel: Kernel) -> tuple[int, ...]:
+    """The places of caches among the operands that are no weights; scales of latents are the last."""
+    return (*CACHES.get(kernel.kind, ()), *((-1,) if kernel.cache == "fp8" else ()))
+
+
+def unread_in(kernel: Kernel, cache: Array) -> float:
+    """What rows that nobody should read hold: NaN, of codes too, or what is kept where the kernel writes."""
+    if cache.dtype == U8:
+        return 0x30 if kernel.kind in IN_PLACE else 0x7F
+    return 0.5 if kernel.kind in IN_PLACE else float("nan")
+
+
+def in_place(kernel: Kernel) -> Mapping[int, int]:
+    """The results that are an operand's memory, with its place among all operands."""
+    more = {2: 8} if kernel.kind == "latent_write" and kernel.cache == "fp8" else {}
+    return {**IN_PLACE.get(kernel.kind, {}), **more}
 
 
 def wide_operands(kernel: Kernel, weights: Collection[int]) -> list[int]:

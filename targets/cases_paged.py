@@ -15,7 +15,7 @@ from ..compiler.ir import Array
 from ..compiler.ops.pages import GATHER_PAGES, in_pages
 from .base import Kernel
 from .cases import Draw, Feeds
-from .cases_bf16 import CACHES, IN_PLACE, MASKS, Sample
+from .cases_bf16 import IN_PLACE, MASKS, Sample, caches, unread_in
 from .paged import PAGE, is_paged, unpaged
 
 SPARE = 3  # pages of nobody
@@ -40,11 +40,10 @@ class PagedSample(Sample):
         """The operands that are no weights. lost: a number of LOST that the last sequence has for a page."""
         feeds = super().feeds(rows, wider, draw, **setting)
         kind, random = self.kernel.kind, np.random.default_rng((self.seed, rows, 1))
-        span, (batch, _, room, _) = feeds[MASKS[kind] + 1], feeds[CACHES[kind][0]].shape
+        span, (batch, _, room, _) = feeds[MASKS[kind] + 1], feeds[caches(self.kernel)[0]].shape
         pages = shuffled(random, batch, -(-room // PAGE), span[:, 0] // PAGE)
-        unread = 0.5 if kind in IN_PLACE else np.nan
-        for i in CACHES[kind]:
-            feeds[i] = paged(feeds[i], pages, unread)
+        for i in caches(self.kernel):
+            feeds[i] = paged(feeds[i], pages, unread_in(self.kernel, feeds[i]))
         if lost:
             row = span[-1, 1] - 1 if kind in IN_PLACE else span[-1, 0]  # the last, or the first
             pages[-1, row // PAGE] = LOST[lost]
@@ -54,9 +53,9 @@ class PagedSample(Sample):
         """What must come out, in float64; of pages, pools."""
         *plain, given = feeds
         lost = (given < 0) | (given > MOST)
-        pools = [plain[i] for i in CACHES[self.kernel.kind]]
+        pools = [plain[i] for i in caches(self.kernel)]
         pages = np.where(lost, len(pools[0]) - 1, given)  # the page of padding
-        for i, pool in zip(CACHES[self.kernel.kind], pools):
+        for i, pool in zip(caches(self.kernel), pools):
             readable = pool.copy()
             readable[-1] = 0  # the reference multiplies padding by 0
             plain[i] = GATHER_PAGES.reference(readable, pages)
@@ -86,6 +85,6 @@ def paged(cache: Array, pages: Array, unread: float) -> Array:
 
 def rewritten(pool: Array, cache: Array, pages: Array) -> Array:
     """The pool with the rows of a cache, but for its last page, that of padding."""
-    result = in_pages(cache, pages, pool.astype(np.float64))
+    result = in_pages(cache, pages, pool.astype(cache.dtype))
     result[-1] = pool[-1]
     return result

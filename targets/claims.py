@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..compiler.ir import FLOATS, Node, Op, Value
+from ..compiler.ir import FLOATS, HALVES, Node, Op, Value
 from ..compiler.ops.attention import SDPA
 from ..compiler.ops.cache import APPEND, CAUSAL_MASK, FILLED
+from ..compiler.ops.coded import DECODE_ROWS, ENCODE_ROWS
 from ..compiler.ops.dense import LINEAR
 from ..compiler.ops.elementwise import ADD, CAST
 from ..compiler.ops.latent import LATENT_ATTENTION
@@ -164,12 +165,16 @@ def grouped_combine_in_place(node: Node, users: Users) -> Cluster | None:
 def latent_write(node: Node, users: Users, op: Op = APPEND) -> Cluster | None:
     """The latent normed and the shared key rotated, into their caches, from columns of one projection.
 
-    op: how rows get there; what it has behind them is the same for both.
+    op: how rows get there; what it has behind them is the same for all. Where latents become codes, the cache
+    of their scales goes behind the mask.
     """
-    if not is_append(node, op) or node.inputs[0].shape[1] != 1:
+    if node.op is not op or node.inputs[0].shape[1] != 1:
         return None
     latents, rows, *where = node.inputs
-    norm = peel(rows, RESHAPE, CAST).node
+    coded = scales_of(node, users)
+    if not (coded or is_append(node, op)):
+        return None
+    norm = peel(rows.node.inputs[0] if coded else rows, RESHAPE, CAST).node
     if norm.op is not RMS_NORM or not in_f32(norm) or not is_weight(norm.inputs[1]):
         return None
     part = last_slice(norm.inputs[0])
@@ -184,13 +189,24 @@ def latent_write(node: Node, users: Users, op: Op = APPEND) -> Cluster | None:
             cos
             and sin
             and same == where
-            and keys.type.dtype == latents.type.dtype
+            and keys.type.dtype == ("bf16" if coded else latents.type.dtype)
             and keys.shape[1] == 1
             and starts_at(turned.inputs[0], wide, end)
         ):
-            operands = (wide, norm.inputs[1], cos, sin, latents, keys, *where)
-            return Cluster("latent_write", operands, (node[0], write[0]))
+            mask, *table = where
+            scales = [each.inputs[0] for each in coded]
+            operands = (wide, norm.inputs[1], cos, sin, latents, keys, mask, *scales, *table)
+            return Cluster("latent_write", operands, (node[0], write[0], *(each[0] for each in coded)))
     return None
+
+
+def scales_of(node: Node, users: Users) -> list[Node]:
+    """Beside a write of codes, that of their scales, to the same place; none where it writes no codes."""
+    rows = node.inputs[1]
+    if not made_by(rows, ENCODE_ROWS) or rows.index:
+        return []
+    writes = users.get(rows.node[1], ())
+    return [each for each in writes if each.op is node.op and each.inputs[2:] == node.inputs[2:]][:1]
 
 
 def appended(wide: Value, start: int, users: Users, op: Op) -> list[Node]:
@@ -215,25 +231,27 @@ def latent_attention(node: Node, users: Users) -> Cluster | None:
     if node.op is not LATENT_ATTENTION or not in_f32(node) or node.attrs["pairs_in"] == "none":
         return None
     q, cos, sin, latents, keys, mask, w = node.inputs
-    caches = in_cache(latents), in_cache(keys)
-    if not is_weight(w) or caches[0].type.dtype != caches[1].type.dtype:
+    coded, keys = made_by(latents, DECODE_ROWS), in_cache(keys)
+    codes, *scales = latents.node.inputs if coded else (in_cache(latents),)
+    if not is_weight(w) or keys.type.dtype != ("bf16" if coded else codes.type.dtype):
         return None
-    return Cluster("latent_attention", (columns_of(q), cos, sin, *caches, mask, w), node.values)
+    operands = (columns_of(q), cos, sin, codes, keys, mask, w, *scales)
+    return Cluster("latent_attention", operands, node.values)
 
 
 def in_cache(value: Value) -> Value:
-    """A value as a cache stores it, which may be as bf16."""
+    """A value as a cache stores it, which may be in half the bytes."""
     stored = value.node.inputs[0] if made_by(value, CAST) else value
-    return stored if stored.type.dtype == "bf16" else value
+    return stored if stored.type.dtype in HALVES else value
 
 
 def is_append(node: Node, op: Op = APPEND) -> bool:
-    """New rows in f32 for a cache of f32 or bf16."""
+    """New rows in f32 for a cache of f32 or of half the bytes."""
     if node.op is not op:
         return False
     rows = node.inputs[1]
     return in_f32(node) or (
-        rows.type.dtype == "bf16" and made_by(rows, CAST) and in_f32(rows.node.inputs[0].node)
+        rows.type.dtype in HALVES and made_by(rows, CAST) and in_f32(rows.node.inputs[0].node)
     )
 
 

@@ -45,7 +45,8 @@ def op_name(kernel: Kernel, schedules: Schedules) -> str:
 def kind_of(kernel: Kernel) -> str:
     """The kernel's Kind in C++: its kind, and what else changes the types of operands or results."""
     coded = f"_{kernel.weights}" if kernel.weights in BITS else ""
-    return kernel.kind + coded + ("_wide" if dict(kernel.dims).get("wide") else "")
+    over = "_over_fp8" if kernel.cache == "fp8" else ""
+    return kernel.kind + coded + over + ("_wide" if dict(kernel.dims).get("wide") else "")
 
 
 def source(own: Iterable[str], emitted: Sequence[Emitted], described: Iterable[str]) -> str:
@@ -136,7 +137,8 @@ def row(index: int, one: Emitted) -> str:
     """One element of the table."""
     name, kind, sizes = op_name(one.kernel, one.schedules), kind_of(one.kernel), dict(one.kernel.dims)
     rows = sizes.get(ROWS_OF_A_TOKEN.get(one.kernel.kind, ""), 1)
-    return f'{{"{name}", &kind::{kind}, dims{index}, reals{index}, {rows}, variants{index}}}'
+    half = ", F16" if one.kernel.half == "f16" else ""
+    return f'{{"{name}", &kind::{kind}, dims{index}, reals{index}, {rows}, variants{index}{half}}}'
 
 
 def listed(items: Iterable[object]) -> str:

@@ -21,6 +21,7 @@ from .base import Kernel
 PAGED = "_paged"
 KINDS = ("latent_write", "latent_attention", "mla_decode")
 PAGE = 64  # rows of a page
+CACHES = (3, 4, 7)  # operands of latent_attention: latents, keys and, of codes, their scales
 Value = TypeVar("Value")
 
 
@@ -53,11 +54,15 @@ def latent_write_paged(node: Node, users: Users) -> Cluster | None:
 def latent_attention_paged(node: Node, users: Users) -> Cluster | None:
     """As claims.latent_attention, over pages."""
     found = claims.latent_attention(node, users)
-    if not found or not all(made_by(each, GATHER_PAGES) for each in found.operands[3:5]):
+    if not found:
         return None
-    (latents, table), (keys, other) = (each.node.inputs for each in found.operands[3:5])
-    operands = (*found.operands[:3], latents, keys, *found.operands[5:], table)
-    return Cluster(found.kind + PAGED, operands, found.results) if table == other else None
+    caches = [found.operands[i] for i in CACHES if i < len(found.operands)]
+    if not all(made_by(each, GATHER_PAGES) for each in caches):
+        return None
+    pools = {each: each.node.inputs[0] for each in caches}
+    table, *others = {each.node.inputs[1] for each in caches}
+    operands = (*(pools.get(each, each) for each in found.operands), table)
+    return None if others else Cluster(found.kind + PAGED, operands, found.results)
 
 
 CLAIMS: Sequence[Claim] = (latent_write_paged, latent_attention_paged)

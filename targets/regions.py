@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..compiler.ir import Graph, L, Node, Op, P
+from ..compiler.ir import HALVES, Graph, L, Node, Op, P
 from ..compiler.ops.attention import SDPA
 from ..compiler.ops.cache import APPEND
+from ..compiler.ops.coded import DECODE_ROWS, ENCODE_ROWS
 from ..compiler.ops.dense import LINEAR
 from ..compiler.ops.elementwise import ADD, CAST
 from ..compiler.ops.index import TAKE
@@ -76,14 +77,17 @@ def kernel_of(region: Node, dims_of: Mapping[str, Sequence[str]] = DIMS) -> Kern
 
 
 def dtype_of(body: Graph) -> str:
-    """What the kernel's weight is stored as: "int4", "int8", "int8row", "fp8", "bf16", or f32 as all else;
-    behind a "+" how its cache is, where that is narrower.
+    """What the kernel's weight is stored as: "int4", "int8", "int8row", "fp8", "bf16", "f16", or f32 as all
+    else; behind a "+" how its cache is, where that is narrower. See Kernel.
     """
     codes = [format_of(node) for node in body if node.op is DEQUANTIZE]
-    narrow = [value.type for value in body.inputs if value.type.dtype == "bf16"]
-    weight = any(all(isinstance(dim, int) for dim in type_.shape) for type_ in narrow)
-    cache = any(L in type_.shape or P in type_.shape for type_ in narrow)
-    return (codes[0] if codes else "bf16" if weight else "f32") + ("+bf16" if cache else "")
+    narrow = [value.type for value in body.inputs if value.type.dtype in HALVES]
+    weights = [each.dtype for each in narrow if all(isinstance(dim, int) for dim in each.shape)]
+    caches = [f"+{each.dtype}" for each in narrow if L in each.shape or P in each.shape]
+    if any(node.op in (ENCODE_ROWS, DECODE_ROWS) for node in body):
+        caches = ["+fp8"]
+    f16 = [value.type.dtype for value in (*body.inputs, *body.outputs) if value.type.dtype == "f16"]
+    return (codes or weights or f16 or ["f32"])[0] + (caches or [""])[0]
 
 
 def the(op: Op, body: Graph) -> Node:

@@ -89,12 +89,31 @@ def test_standard_ops_stand_in_for_the_kernels(artifact: Any) -> None:
     assert (again[:, 8:].argmax(-1) == tokens[:, 9:]).mean() > 0.7
 
 
+def test_latents_in_fp8(home: Path, tmp_path: Path) -> None:
+    models.save(tmp_path / "hub", "deepseek_v3")
+    loaded = []
+    for cache in ("bf16", "fp8"):
+        compile_model(str(tmp_path / "hub"), "cuda", out=tmp_path / cache, cache=cache)
+        loaded.append(load(tmp_path / cache, kernels=False))
+    ids, room = models.tokens(2, 9).numpy(), loaded[1].cache(2, 12)
+    assert {name: str(each.dtype) for name, each in room.items() if ".0." in name} == {
+        "past.0.key": "uint8",
+        "past.0.value": "bfloat16",
+        "past.0.scale": "float32",
+    }
+    assert loaded[1].manifest.cache["bytes_per_token"] * 2 * 12 == sum(each.nbytes for each in room.values())
+    exact, coded = (each.logits(ids) for each in loaded)
+    assert 0 < np.sqrt(np.mean((coded - exact) ** 2)) < 0.05 * np.sqrt(np.mean(exact**2))
+    steps = [loaded[1].step(ids[:, t : t + 1], np.ones((2, t + 1), np.int64), room) for t in range(9)]
+    assert np.abs(np.concatenate(steps, axis=1) - coded).max() <= 0.03 * np.abs(coded).max()
+
+
 def test_what_cuda_has_no_kernels_for_is_refused(tmp_path: Path) -> None:
     models.config("deepseek_v3").save_pretrained(tmp_path / "hub")
     model = ("--config", tmp_path / "hub", "--random-weights", 0)
     compile_ = ("compile", *model, "--target", "cuda", "-o", tmp_path / "out")
     assert "no format 'int4' for weights; there is none, bf16, fp8" in refused(*compile_, "--quant", "int4")
-    assert "the cuda target keeps no cache in f32; there is bf16" in refused(*compile_, "--cache", "f32")
+    assert "the cuda target keeps no cache in f32; there is bf16, fp8" in refused(*compile_, "--cache", "f32")
     assert "no code for 'sm_70'; there is sm_90a" in refused(*compile_, "--sm", "sm_70")
     assert "does not run sm_90a" in refused(*compile_, "--budget", "1t")
 

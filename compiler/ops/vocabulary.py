@@ -8,6 +8,7 @@ from ..ir import Op
 from . import (
     attention,
     cache,
+    coded,
     dense,
     elementwise,
     index,
@@ -25,7 +26,7 @@ from . import (
 )
 
 _PRIMITIVE = (sources, elementwise, shape, reduce, index, dense, attention, cache, region, layout)
-_COMPOSED = (norm, routing, latent, pages, quantize, sampling)
+_COMPOSED = (norm, routing, latent, pages, quantize, coded, sampling)
 
 OPS: Mapping[str, Op] = {
     op.name: op for file in (*_PRIMITIVE, *_COMPOSED) for op in vars(file).values() if isinstance(op, Op)

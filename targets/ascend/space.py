@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from ..base import Kernel, Schedule, Space
 from ..regions import BITS
-from .program import Builder, Step
+from .program import Builder, Pointer, Step
 from .programs import attention, gate, heads, latent, matmul, quantized, rows
 from .soc import Soc
 
@@ -37,7 +38,17 @@ def space(kernel: Kernel, soc: Soc) -> Space:
 
 def steps(kernel: Kernel, schedule: Schedule, soc: Soc) -> list[Step]:
     """The launches of one schedule. Raises ValueError for an unknown kind."""
-    return list(BUILDERS[known(kernel)](kernel, schedule, soc))
+    made = BUILDERS[known(kernel)](kernel, schedule, soc)
+    return [in_f16(step) for step in made] if kernel.half == "f16" else list(made)
+
+
+def in_f16(step: Step) -> Step:
+    """The step with f16 where builders have bf16: functions take the types of their results from pointers."""
+    given = {
+        name: replace(each, type="fp16") if isinstance(each, Pointer) and each.type == "bf16" else each
+        for name, each in step.arguments.items()
+    }
+    return replace(step, arguments=given)
 
 
 def known(kernel: Kernel) -> str:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from ...compiler.ir import Node
 from ...compiler.pipeline import Pass
 from ...passes.layout import Layout
-from ...passes.precision import ALL_BF16, INT8_ROWS, Policy
+from ...passes.precision import ALL_BF16, ALL_F16, INT8_ROWS, Policy
 from .. import base, bf16, flags, listing
 from ..base import CannotBuild, Capabilities, Emitted, Flip, Kernel, Schedule, Schedules, Space
 from . import build, finish, npu, refitted, soc, space, toolchain
@@ -24,7 +24,7 @@ from .programs import quantized
 # What to do about an artifact that this machine does not run.
 REMEDY = "run it where such an NPU is; load it with kernels=False for its standard ops, which are slow"
 # Of a kernel beside its own standard ops, relative to the largest value: what is still right. Results are
-# bf16, and so is what goes into the second product of attention.
+# bf16 at worst, and so is what goes into the second product of attention.
 KERNEL_LIMITS = {"mean_error": 3e-3, "max_error": 5e-2}
 NPU = {"memory": "npu", "vendor": 0x19E5}  # as onnxruntime names the memory that kernels read and write
 SIMULATED = "simulated on this CPU"
@@ -40,12 +40,27 @@ class Target:
     library: str = "libmoec_ascend.so"
     elsewhere: str = field(default="", repr=False)  # the NPU that measures, where that is a fleet's
     unit: ClassVar[str] = "npu"  # what workers of a fleet declare, with its name
-    policies: ClassVar[Mapping[str, Policy | None]] = {"none": ALL_BF16, "bf16": ALL_BF16, "int8": INT8_ROWS}
-    caches: ClassVar[Sequence[str]] = ("bf16",)
+    half: str = "bf16"  # or f16: what all numbers are in that are no sums
+    policies: ClassVar[Mapping[str, Policy | None]] = {
+        **{"none": ALL_BF16, "bf16": ALL_BF16, "f16": ALL_F16, "int8": INT8_ROWS},
+    }
     pages: ClassVar[Sequence[int]] = ()  # no kernel reads caches in pages
-    widest: ClassVar[str] = "bf16"  # the format of weights that every kernel reads
     tools: ClassVar[Sequence[str]] = ("moec",)  # packages that shape its code
     families: ClassVar[Mapping[str, Sequence[str]]] = FAMILIES
+
+    def halved(self, quant: str) -> Target:
+        """The same in f16, where that is how weights are stored (see base.Halving)."""
+        return replace(self, half="f16") if quant == "f16" else self
+
+    @property
+    def caches(self) -> Sequence[str]:
+        """How earlier tokens may be kept."""
+        return (self.half,)
+
+    @property
+    def widest(self) -> str:
+        """The format of weights that every kernel reads."""
+        return self.half
 
     @property
     def simulated(self) -> str:
@@ -126,11 +141,13 @@ class Target:
 
     @property
     def passes(self) -> tuple[Pass, ...]:
-        return bf16.PASSES
+        return bf16.passes(half=self.half)
 
     @property
     def formats(self) -> Mapping[str, Sequence[str]]:
         """The formats of weights that the kernels of each kind read."""
+        if self.half == "f16":  # codes are multiplied with bf16 only
+            return dict.fromkeys(bf16.FORMATS, ("f16",))
         return {**bf16.FORMATS, **quantized.FORMATS}
 
     def kernel_of(self, region: Node) -> Kernel:

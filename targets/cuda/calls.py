@@ -26,6 +26,7 @@ DECODE, PREFILL = (1, 4, 16, 64, 128), (256, 1024)
 ENDS = ("last_norm", "choose_token")  # kinds that have a row for each text
 CACHED = 4096  # tokens in the cache when one more is decoded
 READING = ("latent_attention", "mla_decode", "attention")  # kinds that read all of a cache
+SCALES = {"latent_attention": (8,), "mla_decode": (5,)}  # operands, of latents in fp8
 BETWEEN = 2.5  # times the cache in front of memory is read before the same weights again
 SMALL = 64 << 10  # bytes of weights that need not be cold: a launch takes longer
 SHORTEST, LONGEST = 1e-3, 1e-2  # seconds of a run: its start is lost in that, and nobody waits for long
@@ -103,7 +104,7 @@ class Calls:
     def _call(
         self, feeds: Mapping[int, Buffer], weights: Mapping[int, Buffer], results: Sequence[Buffer]
     ) -> Call:
-        every, places = {**feeds, **weights}, cases.IN_PLACE.get(unpaged(self.kernel).kind, {})
+        every, places = {**feeds, **weights}, cases.in_place(unpaged(self.kernel))
         written = [every[places[i]] if i in places else each for i, each in enumerate(results)]
         return Call([every[i] for i in range(len(every))], written)
 
@@ -141,7 +142,8 @@ class Calls:
     def _caches(self) -> Sequence[int]:
         """The operands that are caches and are read as a whole: they lie before the weights."""
         kind = unpaged(self.kernel).kind
-        return cases.CACHES[kind] if kind in READING else ()
+        scales = SCALES.get(kind, ()) if self.kernel.cache == "fp8" else ()
+        return (*cases.CACHES[kind], *scales) if kind in READING else ()
 
     def _cache_copies(self, shared: Mapping[int, Buffer], count: int) -> Sequence[Mapping[int, Buffer]]:
         first = {i: shared[i] for i in self._caches}
@@ -208,7 +210,7 @@ SHAPES: Mapping[str, Callable[[Sizes, Shapes], Shapes]] = {
     "permute": lambda d, x: [(x[0][0] * d["k"],), (d["experts"],)],
     "grouped_swiglu": lambda d, x: [(x[1][0], d["n"] // 2)],
     "grouped_combine": lambda d, x: [(rows_of(x) // d["share"], d["n"])],
-    "latent_write": lambda d, x: [x[4], x[5]],
+    "latent_write": lambda d, x: [x[4], x[5], x[8]] if len(x) > 8 and len(x[8]) == 4 else [x[4], x[5]],
     "latent_attention": lambda d, x: [(*x[0][:2], d["heads"] * d["value"])],
     "mla_decode": lambda d, x: [(*x[0][:3], d["latent"])],
     "append": lambda d, x: [x[0]],

@@ -48,7 +48,7 @@ class Target:
     elsewhere: str = field(default="", repr=False)  # the GPU that measures, where that is a fleet's
     unit: ClassVar[str] = "gpu"  # what workers of a fleet declare, with its name
     policies: ClassVar[Mapping[str, Policy | None]] = {"none": ALL_BF16, "bf16": ALL_BF16, "fp8": FP8}
-    caches: ClassVar[Sequence[str]] = ("bf16",)
+    caches: ClassVar[Sequence[str]] = ("bf16", "fp8")  # fp8: latents, as e4m3 with a scale for each row
     pages: ClassVar[Sequence[int]] = (paged.PAGE,)  # rows of a page that caches may be in
     widest: ClassVar[str] = "bf16"  # the format of weights that every kernel reads
     tools: ClassVar[Sequence[str]] = ("moec", "tilelang", "nvidia-cuda-nvcc")  # packages that shape its code

@@ -14,7 +14,7 @@ inline bool holds(Call& call, int input, int64_t elements) {
 }
 
 // Whether the elements of an input are of a type; the shell lets no other than the declared ones through.
-inline bool stores(const Call& call, int input, Type type) { return call.row.kind->input_types[input] == type; }
+inline bool stores(const Call& call, int input, Type type) { return input_type(call.row, size_t(input)) == type; }
 
 inline bool has_rank(Call& call, int input, int rank) {
   if (call.in(input).rank == rank) return true;

@@ -36,6 +36,7 @@ struct Row {
   const double* reals;
   int64_t rows_per_token;
   const Variant* variants;
+  Type half = BF16;                // what its Kind has as BF16
   const int64_t* knobs = nullptr;  // of the variant
   void* const* functions = nullptr;
 };
@@ -149,6 +150,15 @@ struct Kind {
   void (*compute)(Call&);
   size_t (*in_place)(int** inputs, int** outputs) = nullptr;  // in_place<...> below
 };
+
+inline Type input_type(const Row& row, size_t i) {
+  const Type type = row.kind->input_types[i];
+  return type == BF16 ? row.half : type;
+}
+inline Type output_type(const Row& row, size_t i) {
+  const Type type = row.kind->output_types[i];
+  return type == BF16 ? row.half : type;
+}
 
 // Input I may share its buffer with output O, and so on: in_place<0, 0> or in_place<4, 0, 5, 1>. When the buffers
 // differ after all, the kernel copies.

@@ -28,9 +28,9 @@ Operator describe(const Row& of) {
   op.GetName = [](Op op) { return row(op).name; };
   op.GetExecutionProviderType = [](Op) -> const char* { return nullptr; };
   op.GetInputTypeCount = [](Op op) { return size_t(kind(op).inputs); };
-  op.GetInputType = [](Op op, size_t i) { return int(kind(op).input_types[i]); };
+  op.GetInputType = [](Op op, size_t i) { return int(input_type(row(op), i)); };
   op.GetOutputTypeCount = [](Op op) { return size_t(kind(op).outputs); };
-  op.GetOutputType = [](Op op, size_t i) { return int(kind(op).output_types[i]); };
+  op.GetOutputType = [](Op op, size_t i) { return int(output_type(row(op), i)); };
   op.GetInputCharacteristic = [](Op op, size_t i) {
     return int(i) < kind(op).required ? ort::kRequired : ort::kOptional;
   };

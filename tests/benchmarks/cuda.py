@@ -1,6 +1,7 @@
 """How fast kernels are on this machine's GPU, beside PyTorch, others' figures, and what it can do at most:
 
-    PYTHONPATH=tests/.links python3 -m tests.benchmarks.cuda build/device [moe] [decode] [prefill] [linear]
+    PYTHONPATH=tests/.links python3 -m tests.benchmarks.cuda build/device
+        [moe] [decode] [caches] [prefill] [linear]
         [--log tuning.jsonl] [--json FILE]
 
 Kernels come from a folder that tests.device.prepare made, with the best schedules of the log. Each contender
@@ -69,10 +70,12 @@ class Setting:
         """A kernel ready to be called."""
         return Ours(self.folder, entry, self.log, self.place.of(entry.kernel))
 
-    def find(self, kind: str, **dims: int) -> Entry | None:
-        """The first kernel of these sizes."""
+    def find(self, kind: str, cache: str = "", **dims: int) -> Entry | None:
+        """The first kernel of these sizes, whose cache is in that format."""
         for entry in self.known.entries:
             sizes = dict(entry.kernel.dims)
+            if cache and entry.kernel.cache != cache:
+                continue
             if entry.kernel.kind == kind and all(sizes.get(name) == size for name, size in dims.items()):
                 return None if entry.failed else entry
         return None
@@ -147,17 +150,32 @@ def decode(setting: Setting) -> Iterator[Row]:
         what = f"{batch} x {cached}, {heads} heads"
         theirs = {name: each / 1e6 for name, each in zip(names, quoted) if each}
         for kind, word, made in KINDS:
-            if entry := setting.find(kind, heads=heads):
+            if entry := setting.find(kind, "bf16", heads=heads):
                 call, step = made(entry.kernel, batch, 1, cached), setting.ours(entry)
                 floor = setting.ceilings.floor(call.bytes, call.operations)
                 seconds = timed({"moec": lambda call=call, step=step: call.ours(step)})
                 yield Row(f"{word} {what}", floor, seconds, theirs if kind == "mla_decode" else {})
 
 
+def caches(setting: Setting) -> Iterator[Row]:
+    """One token for each sequence, over latents in fp8 and in bf16; the floor is that of fp8."""
+    for heads in (128, 16):
+        for batch, cached in ((1, 8192), (16, 4096), (64, 4096), (128, 4096)):
+            calls, contenders = [], {}
+            for name, cache in (("moec", "fp8"), ("over bf16", "bf16")):
+                if entry := setting.find("mla_decode", cache, heads=heads):
+                    call, step = peers.Decode(entry.kernel, batch, 1, cached), setting.ours(entry)
+                    calls.append(call)
+                    contenders[name] = lambda call=call, step=step: call.ours(step)
+            if "moec" in contenders:
+                floor = setting.ceilings.floor(calls[0].bytes, calls[0].operations)
+                yield Row(f"fp8 {batch} x {cached}, {heads} heads", floor, timed(contenders), {})
+
+
 def prefill(setting: Setting) -> Iterator[Row]:
     """The first tokens of sequences; PyTorch gets keys and values that are materialised already."""
     for heads in (16, 128):
-        entry = setting.find("latent_attention", heads=heads)
+        entry = setting.find("latent_attention", "bf16", heads=heads)
         if entry is None:
             continue
         for batch, count in PREFILL:
@@ -186,6 +204,7 @@ def linear(setting: Setting) -> Iterator[Row]:
 SECTIONS: Mapping[str, Callable[[Setting], Iterator[Row]]] = {
     "moe": moe,
     "decode": decode,
+    "caches": caches,
     "prefill": prefill,
     "linear": linear,
 }

@@ -127,12 +127,17 @@ class Decode:
     def __init__(self, kernel: Kernel, batch: int, tokens: int, cached: int) -> None:
         heads, latent, rope, seen = kernel["heads"], kernel["latent"], kernel["rope"], cached + tokens
         q = normal(batch, tokens, heads, latent + rope)
-        caches = [normal(batch, 1, seen, width) for width in (latent, rope)]
+        latents, keys = (normal(batch, 1, seen, width) for width in (latent, rope))
+        caches, scales = [latents, keys], []
+        if kernel.cache == "fp8":
+            scales = [latents.float().abs().amax(dim=-1, keepdim=True) / 448]
+            codes = (latents.float() / scales[0]).to(torch.float8_e4m3fn).view(torch.uint8)
+            caches = [codes, keys]
         mask = torch.ones(batch, seen, dtype=torch.int64, device="cuda")
         span = torch.tensor([[0, seen]] * batch, device="cuda")
-        self.operands = [q, *caches, mask, span]
+        self.operands = [q, *caches, mask, span, *scales]
         self.result = torch.empty(batch, tokens, heads, latent, dtype=torch.bfloat16, device="cuda")
-        self.bytes = float(sum(each.nbytes for each in (q, *caches, self.result)))
+        self.bytes = float(sum(each.nbytes for each in (q, *caches, *scales, self.result)))
         self.operations = 2.0 * batch * tokens * heads * seen * (2 * latent + rope)
 
     def ours(self, step: Any) -> None:

@@ -24,7 +24,7 @@ from ..device.index import Entry
 
 RUNS, WARM = 30, 3
 FLUSHED = 256 << 20  # bytes written between runs: several times the cache
-TYPES = {torch.bfloat16: "bf16", torch.float32: "f32", torch.int64: "i64"}
+TYPES = {torch.bfloat16: "bf16", torch.float32: "f32", torch.int64: "i64", torch.uint8: "u8"}
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from moec.compiler import slices
 from moec.compiler.checkpoint import unblock
 from moec.compiler.ir import TypeMismatch, make
 from moec.compiler.ops import fp8
+from moec.compiler.ops.coded import DECODE_ROWS, ENCODE_ROWS
 from moec.compiler.ops.quantize import DEQUANTIZE, QUANTIZE, ROUND_TRIP, TILE
 from moec.compiler.ops.sources import CONSTANT
 
@@ -144,3 +145,19 @@ def test_a_code_is_one_of_256_numbers() -> None:
     numbers = fp8.numbers()
     assert np.isnan(numbers[[0x7F, 0xFF]]).all()
     assert numbers[[0x7E, 0xFE, 0x38, 0x01]].tolist() == [448, -448, 1, 2**-9]
+
+
+def test_a_row_has_a_scale_and_the_nearest_codes(everywhere: Run) -> None:
+    x = real(2, 3, 40)
+    x[0, 1], x[1, 2] = 0, x[1, 2] * 1e20
+    x[1, 1, :2] = -1e-20, 1e-20
+    codes, scales = everywhere(ENCODE_ROWS, x)
+    np.testing.assert_array_equal(scales, np.abs(x).max(axis=-1, keepdims=True) / np.float32(448))
+    wanted = (x / np.where(scales > 0, scales, 1)).astype(E4M3).astype(np.float32)
+    np.testing.assert_array_equal(codes.view(E4M3).astype(np.float32), wanted)
+    assert not np.isin(codes, (0x7F, 0x80, 0xFF)).any()
+    back = everywhere(DECODE_ROWS, codes, scales)[0]
+    assert (np.abs(back - x) <= np.maximum(np.abs(x) / 16, scales * 2**-10)).all()
+    many = real(64, 512)
+    off = DECODE_ROWS.reference(*ENCODE_ROWS.reference(many)) - many
+    assert np.sqrt(np.mean(off**2)) < 0.03 * np.sqrt(np.mean(many**2))  # of normal numbers

@@ -36,7 +36,7 @@ def test_rules_are_kept_in_their_order(tmp_path: Path) -> None:
         ("a.json", "{", "cannot be read as JSON or TOML: Expecting property name"),
         ("a.toml", "a = ", "cannot be read as JSON or TOML: Invalid value"),
         ("a.json", "[1]", "holds a list, expected patterns of tensor names"),
-        ("a.json", '{"*": "int5"}', "'*' has the format 'int5'; there is f32, bf16, int4, int8"),
+        ("a.json", '{"*": "int5"}', "'*' has the format 'int5'; there is f32, bf16, f16, int4, int8"),
         ("a.json", '{"*": 4}', "'*' has the format 4"),
         ("a.toml", 'lm_head.weight = "int4"', "put quotes around a pattern with dots"),
         ("a.json", '\xff{"*": "int4"}', "cannot be read as JSON or TOML"),

@@ -27,7 +27,7 @@ MOST_BYTES = 1 << 30  # of one weight: as many experts of a real model
 
 def of_model(name: str, machine: Any) -> Iterator[Kernel]:
     """Every kernel of a model of REAL, or of a tiny one of tests/models.py ("tiny_qwen3_moe")."""
-    config = REAL.get(name)
+    config = dict(SMALL) if name == "small_v3" else REAL.get(name)
     if config is None:
         from .. import models
 
@@ -68,6 +68,13 @@ def in_pages(kernels: Iterable[Kernel]) -> Iterator[Kernel]:
     yield from dict.fromkeys(replace(each, kind=each.kind + PAGED) for each in kernels if each.kind in KINDS)
 
 
+def over_fp8(kernels: Iterable[Kernel]) -> Iterator[Kernel]:
+    """Those of latent attention, over latents in fp8."""
+    for each in kernels:
+        if each.kind.removesuffix(PAGED) in KINDS and each.cache == "bf16":
+            yield replace(each, dtype=f"{each.weights}+fp8")
+
+
 def in_fp8(kernels: Iterable[Kernel]) -> Iterator[Kernel]:
     """Those with weights, as bytes of e4m3."""
     return (replace(each, dtype="fp8") for each in kernels if each.dtype == "bf16")
@@ -87,6 +94,13 @@ MLA = [
     )
     for heads in (128, 16)
 ]
+# Few heads of what V3 has: the fast ways, small enough for tools that watch every access.
+SMALL: Mapping[str, object] = {
+    **(shapes.V3 | FEW | {"first_k_dense_replace": 1}),
+    **{"vocab_size": 512, "hidden_size": 256, "intermediate_size": 384, "moe_intermediate_size": 128},
+    **{"num_attention_heads": 16, "num_key_value_heads": 16, "q_lora_rank": 128, "n_routed_experts": 8},
+    **{"n_group": 4, "topk_group": 2, "num_experts_per_tok": 4},
+}
 # Sizes at which tiles, blocks of scales and stores of 16 bytes have edges everywhere.
 ODD = [
     bare("linear", "fp8", k=16, n=1, wide=1),
@@ -117,6 +131,9 @@ NAMES = (
     *(*REAL, *LAYERS, "mla", *(f"tiny_{family}" for family in TINY)),
     *("fp8_odd", "fp8_dense", *(f"{layer}_fp8" for layer in LAYERS)),
     *("mla_paged", "v2_lite_paged", "v3_paged", "tiny_deepseek_v3_paged"),
+    *("small_v3", "small_v3_paged", "mla_small"),
+    *(f"{name}_over_fp8" for name in ("mla", "v2_lite", "v3", "tiny_deepseek_v3", "small_v3", "mla_small")),
+    *(f"{name}_paged_over_fp8" for name in ("v2_lite", "tiny_deepseek_v3", "small_v3")),
 )
 
 
@@ -128,6 +145,10 @@ def named(name: str, machine: Any) -> Iterator[Kernel]:
         yield from ENDS
     elif name == "mla":
         yield from MLA
+    elif name == "mla_small":
+        yield replace(MLA[0], dims=(("heads", 32), *MLA[0].dims[1:]))
+    elif name.endswith("_over_fp8"):
+        yield from over_fp8(named(name.removesuffix("_over_fp8"), machine))
     elif name.endswith(PAGED):
         yield from in_pages(named(name.removesuffix(PAGED), machine))
     elif name == "fp8_odd":

@@ -64,6 +64,9 @@ MODELS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "tiny_v3_next": ("deepseek_v3", {}),
     "tiny_qwen3_next": ("qwen3_moe", {}),
     "whole_v2_lite_next": ("deepseek_v2_lite", {**WHOLE, **LATENT, "q_lora_rank": None}),
+    "whole_v2_lite_paged_next": ("deepseek_v2_lite", {**WHOLE, **LATENT, "q_lora_rank": None}),
+    "tiny_v3_over_fp8": ("deepseek_v3", {}),
+    "whole_v3_over_fp8": ("deepseek_v3", {**WHOLE, **LATENT}),
 }
 QUANT: Mapping[str, str] = {"whole_v3_fp8": "fp8"}  # those whose weights are stored in fewer bits
 
@@ -87,7 +90,8 @@ def written(folder: Path, name: str, family: str, changes: Mapping[str, Any], ma
         save(Path(hub), family, changes)
         about: Mapping[str, Any] = {"isa": machine.capabilities.name, "quant": QUANT.get(name, "none")}
         about = {**about, "head": "next" if name.endswith("_next") else "logits"}
-        about = {**about, "cache_pages": PAGE if name.endswith("_paged") else None}
+        about = {**about, "cache_pages": PAGE if "_paged" in name else None}
+        about = {**about, "cache": "fp8" if name.endswith("_over_fp8") else None}
         compile_model(hub, target="cuda", out=folder / name, prove=False, force=True, budget="0", **about)
         ids, mask = text(int(changes.get("vocab_size", 64)), LONG if changes else TOKENS)
         logits = reference(Path(hub), ids, mask)

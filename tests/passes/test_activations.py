@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
-import ml_dtypes
 import numpy as np
 import pytest
 from layers import EDGES, HIDDEN, apart, assert_same, decoder, weight
 
 from moec.compiler.interpret import interpret
-from moec.compiler.ir import B, Graph, T, Value
+from moec.compiler.ir import DTYPES, HALVES, B, Graph, T, Value
 from moec.compiler.ops.dense import LINEAR
 from moec.compiler.ops.elementwise import EXP
 from moec.compiler.ops.region import REGION
@@ -55,12 +55,13 @@ def test_a_model_keeps_its_numbers_in_double_precision(graph: Graph) -> None:
         assert_same(before, after, **sizes)
 
 
-def test_numbers_between_regions_are_rounded_and_only_those() -> None:
-    graph = NARROW(Graph((X,), (linear(linear(X)),)), [])
+@pytest.mark.parametrize("dtype", HALVES)
+def test_numbers_between_regions_are_rounded_and_only_those(dtype: str) -> None:
+    graph = replace(NARROW, narrow=dtype)(Graph((X,), (linear(linear(X)),)), [])
     source = np.random.default_rng(0)
     x, w = (source.standard_normal(shape).astype(np.float32) for shape in ((1, 2, HIDDEN), (HIDDEN, HIDDEN)))
     (got,) = interpret(graph, {"x": x}, {"w": w}).values()
-    rounded = lambda array: array.astype(ml_dtypes.bfloat16).astype(np.float32)  # noqa: E731
+    rounded = lambda array: array.astype(DTYPES[dtype]).astype(np.float32)  # noqa: E731
     np.testing.assert_allclose(got, rounded(rounded(x) @ w.T) @ w.T, rtol=1e-5, atol=1e-5)
 
 

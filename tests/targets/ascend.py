@@ -2,8 +2,8 @@
 
     python -m tests.targets.ascend rms_norm n=2048 width=2048 start=0 eps=1e-6
 
-tries a kernel with its default schedules; what is no size of it is a real of it, or a knob to change. Of a
-knob that is called as a size is, it is knob.rows=2.
+tries a kernel with its default schedules, on bf16 or, with f16 as the last word, on that; what is no size of
+it is a real of it, or a knob to change. Of a knob that is called as a size is, it is knob.rows=2.
 """
 
 from __future__ import annotations
@@ -58,13 +58,20 @@ def wrong(kernel: Kernel, schedules: Schedules | None = None, only: Any = lambda
     return [f"with {name}: {why}" for name, why, _ in found(kernel, schedules, only) if why]
 
 
-def kernel_of(kind: str, numbers: dict[str, float]) -> Kernel:
+def kernel_of(kind: str, numbers: dict[str, float], half: str = "bf16") -> Kernel:
     """The kernel with these sizes and reals, in the order that its kind has them."""
     dims = tuple((name, int(numbers[name])) for name in SIZES[kind])
     reals = tuple((name, float(numbers[name])) for name in NUMBERS.get(kind, ()))
-    formats = FORMATS.get(kind, ("f32",))[0]
+    weights = half if kind in FORMATS or half == "f16" else "f32"
     cached = kind in ("latent_write", "latent_attention", "mla_decode", "append", "attention")
-    return Kernel(kind, dims, reals, formats + ("+bf16" if cached else ""))
+    return Kernel(kind, dims, reals, weights + (f"+{half}" if cached else ""))
+
+
+def read(line: str) -> tuple[Kernel, dict[str, float]]:
+    """The kernel of "linear k=32 n=80 wide=0", on f16 where that is the last word, and all its numbers."""
+    kind, *words = line.split()
+    numbers = {name: float(value) for name, _, value in (word.partition("=") for word in words) if value}
+    return kernel_of(kind, numbers, "f16" if words[-1] == "f16" else "bf16"), numbers
 
 
 def knobs_of(kernel: Kernel, numbers: dict[str, float]) -> dict[str, int]:
@@ -75,9 +82,7 @@ def knobs_of(kernel: Kernel, numbers: dict[str, float]) -> dict[str, int]:
 
 def main() -> int:
     """Prints what came of each call."""
-    kind, *words = sys.argv[1:]
-    numbers = {name: float(value) for name, _, value in (word.partition("=") for word in words)}
-    kernel = kernel_of(kind, numbers)
+    kernel, numbers = read(" ".join(sys.argv[1:]))
     knobs = knobs_of(kernel, numbers)
     defaults = space.space(kernel, SOC).defaults
     results = found(kernel, {first: {**schedule, **knobs} for first, schedule in defaults.items()})

@@ -16,9 +16,9 @@ TINY = """
 embedding v=64 n=32 bf16
 angles f=5 f32
 rms_norm n=24 width=46 start=0 f32
-rms_norm n=10 width=10 start=0 f32
+rms_norm n=10 width=10 start=0 f16
 linear k=32 n=102 wide=0 bf16
-linear k=32 n=64 wide=1 bf16
+linear k=32 n=64 wide=1 f16
 linear_add k=40 n=32 wide=0 bf16
 linear_swiglu k=32 n=96 wide=0 bf16
 linear k=32 n=102 wide=0 int8row
@@ -29,14 +29,14 @@ route k=32 n=8 chosen=2 groups=4 keep=2 sigmoid=1 top2=1 normalise=1 bias=1 shar
 permute experts=8 k=3 f32
 grouped_swiglu k=32 n=32 experts=10 share=4 bf16
 grouped_combine k=16 n=32 experts=10 share=4 base=2 bf16
-grouped_combine k=11 n=22 experts=5 share=3 base=0 bf16
+grouped_combine k=11 n=22 experts=5 share=3 base=0 f16
 grouped_swiglu k=32 n=32 experts=10 share=4 int8row
 grouped_combine k=16 n=32 experts=10 share=4 base=2 int8row
 latent_write c=14 r=8 width=102 start=80 pairs_in=0 pairs_out=0 f32+bf16
 latent_attention heads=4 nope=12 rope=8 latent=14 value=10 pairs_in=0 pairs_out=1 width=80 start=0 bf16+bf16
 mla_decode heads=4 latent=14 rope=8 f32+bf16
 rotary r=10 pairs_in=1 pairs_out=1 f32
-rotary r=6 pairs_in=0 pairs_out=0 f32
+rotary r=6 pairs_in=0 pairs_out=0 f16
 append h=2 d=10 f32+bf16
 attention heads=4 groups=2 dk=10 dv=10 f32+bf16
 """

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from moec.targets.ascend import space, trial
 from moec.targets.cases_bf16 import Sample
 
-from .ascend import SOC, kernel_of, knobs_of, wrong
+from .ascend import SOC, kernel_of, knobs_of, read, wrong
 
 pytestmark = pytest.mark.usefixtures("ascend_toolchain", "home")
 GATE = "groups=1 keep=1 sigmoid=0 top2=0 normalise=1 bias=0 shared=0 eps=1e-20 scale=1"
 KERNELS = (
     "embedding v=50 n=33",
     "angles f=4",
-    "rms_norm n=48 width=64 start=8 eps=1e-6",
+    "rms_norm n=48 width=64 start=8 eps=1e-6 f16",
     "linear k=32 n=80 wide=0",
-    "linear k=32 n=64 wide=1",
+    "linear k=32 n=64 wide=1 f16",
     "linear_add k=40 n=32 wide=0",
     "linear_swiglu k=32 n=64 wide=0",
     f"top_k_gate experts=8 k=2 {GATE}",
@@ -25,12 +27,12 @@ KERNELS = (
     f"route k=32 n=8 chosen=2 {GATE}",
     "grouped_swiglu k=32 n=32 experts=8 share=2",
     "grouped_combine k=16 n=32 experts=8 share=2 base=0",
-    "grouped_combine k=16 n=32 experts=8 share=2 base=2",
+    "grouped_combine k=16 n=32 experts=8 share=2 base=2 f16",
     "latent_write c=14 r=8 width=22 start=0 pairs_in=0 pairs_out=0 eps=1e-6",
     "latent_attention heads=4 nope=12 rope=8 latent=14 value=10 pairs_in=0 pairs_out=0 width=80 start=0 "
-    "scale=0.2",
+    "scale=0.2 f16",
     "rotary r=10 pairs_in=1 pairs_out=1",
-    "rotary r=6 pairs_in=0 pairs_out=1",
+    "rotary r=6 pairs_in=0 pairs_out=1 f16",
     "append h=3 d=10",
     "attention heads=6 groups=2 dk=10 dv=14 scale=0.3",
 )
@@ -38,9 +40,18 @@ KERNELS = (
 
 @pytest.mark.parametrize("line", KERNELS)
 def test_every_call_is_the_references(line: str) -> None:
-    kind, *words = line.split()
-    numbers = {name: float(value) for name, _, value in (word.partition("=") for word in words)}
-    assert wrong(kernel_of(kind, numbers)) == []
+    assert wrong(read(line)[0]) == []
+
+
+@pytest.mark.parametrize("line", [each for each in KERNELS if each.split()[0] in ("rms_norm", "linear")])
+def test_sums_may_be_larger_than_what_f16_holds(line: str) -> None:
+    sample = Sample(read(line)[0])
+    feeds = sample.feeds(3)
+    feeds[0] = (feeds[0].astype(np.float32) * 6e4).astype(feeds[0].dtype)
+    assert feeds[0].max() > 5e4
+    example = replace(sample.example(3), operands=sample.operands(feeds), results=sample.wanted(feeds))
+    got = trial.run(sample.kernel, space.space(sample.kernel, SOC).defaults, SOC, example)
+    assert example.wrong(got) is None
 
 
 def test_rows_before_a_caches_first_are_left_out() -> None:

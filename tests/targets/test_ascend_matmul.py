@@ -88,8 +88,10 @@ def test_tiles_grow_with_tokens() -> None:
 def test_what_the_rules_refuse_the_vendor_s_compiler_refuses_or_changes() -> None:
     one = kernel("linear k=1024 n=512 wide=0 bf16")
     found = space.space(one, B3)
-    deep, high = {"bm": 128, "bn": 256, "bk": 512}, {"bm": 128, "bn": 320, "bk": 128}
-    assert "both sides, twice, are 786432 bytes; L1 has 524288" in str(found.objection(deep))
+    deep = {"bm": 128, "bn": 256, "bk": 512, "buffers": 2}
+    high = {"bm": 128, "bn": 320, "bk": 128, "buffers": 2}
+    assert "2 buffers of both sides are 786432 bytes; L1 has 524288" in str(found.objection(deep))
+    assert found.objection({**deep, "buffers": 1}) is None
     assert any("sums are 163840 bytes; L0C has 131072" in str(rule(high)) for rule in found.rules)
     (step,) = space.steps(one, deep, B3)
     assert vendor.planned(lowering.lowering()(step, B3), B3, step.compiler).notes

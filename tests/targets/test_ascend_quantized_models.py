@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,18 @@ import pytest
 from layers import apart, decoder, weights_of
 
 from moec.compiler import slices
-from moec.compiler.ir import DTYPES, Graph
+from moec.compiler.ir import DTYPES, Graph, Node
 from moec.compiler.onnx_graph import frontier
 from moec.compiler.ops.region import REGION
 from moec.compiler.pipeline import Pass, run
 from moec.compiler.rounding import Rounding, stored_weights
+from moec.compiler.text import show
 from moec.passes.caches import NarrowCaches
 from moec.passes.precision import Policy, Precision
 from moec.targets import bf16
 from moec.targets.ascend import soc, space
 from moec.targets.ascend.target import Target
+from moec.targets.base import Kernel
 from moec.targets.bf16 import MATMULS
 from moec.targets.cases_bf16 import Sample
 
@@ -85,12 +87,12 @@ def said(library: Any, row: int, operands: Sequence[Any], results: Sequence[Any]
     return (why or b"").decode()
 
 
-def graphs() -> Sequence[Graph]:
+def graphs(quant: str = "int8") -> Sequence[Graph]:
     """Small models after all passes."""
-    policy = MACHINE.policies["int8"]
+    policy, machine = MACHINE.policies[quant], MACHINE.halved(quant)
     assert isinstance(policy, Policy)
-    precision = Precision(policy, MACHINE.formats, MACHINE.widest)
-    passes: tuple[Pass, ...] = (NarrowCaches(), *MACHINE.passes, precision)
+    precision = Precision(policy, machine.formats, machine.widest)
+    passes: tuple[Pass, ...] = (NarrowCaches(machine.caches[0]), *machine.passes, precision)
     return [run(graph, passes)[0] for graph in (decoder(2), decoder(2, latent=False), apart())]
 
 
@@ -99,12 +101,28 @@ def test_regions_have_a_kernel_and_operands_of_its_types() -> None:
     coded = {one: node for one, node in found.items() if one.weights == "int8row"}
     assert {one.kind for one in coded} == set(MATMULS)
     assert {one.kind for one in found if one.weights == "bf16"} >= {"route", "latent_attention", "embedding"}
-    for one, node in coded.items():
+    expect_operands(coded)
+
+
+def expect_operands(found: Mapping[Kernel, Node]) -> None:
+    """What kernels are tried on is of the types that their regions have."""
+    for one, node in found.items():
         body = node.attrs["body"]
         assert space.known(one) in space.BUILDERS
         example = Sample(one).example(3)
         assert [each.dtype for each in example.operands] == [DTYPES[x.type.dtype] for x in body.inputs]
         assert list(example.dtypes) == [DTYPES[y.type.dtype] for y in body.outputs]
+
+
+def test_in_f16_nothing_is_bf16() -> None:
+    made = graphs("f16")
+    found = {bf16.kernel_of(node): node for graph in made for node in graph if node.op is REGION}
+    assert {one.kind for one in found if one.half == "bf16"} <= {"angles", "permute", "top_k_gate"}
+    assert not any("bf16" in show(graph) for graph in made)
+    for one in found:
+        steps = space.steps(one, space.space(one, MACHINE.soc).default, MACHINE.soc)
+        assert "bf16" not in {given.type for step in steps for given in step.arguments.values()}
+    expect_operands(found)
 
 
 def test_the_error_of_weights_is_measured() -> None:

@@ -11,6 +11,7 @@ from moec.compiler.ir import DTYPES
 from moec.compiler.ops.region import REGION
 from moec.compiler.pipeline import run
 from moec.passes.caches import NarrowCaches
+from moec.passes.coded import CodeLatents
 from moec.passes.head import choosing
 from moec.passes.precision import ALL_BF16, Precision
 from moec.targets.base import Kernel
@@ -19,8 +20,11 @@ from moec.targets.cases_bf16 import CACHED, Sample
 from moec.targets.lookups import ENDS
 
 GRAPHS = [
-    run(graph, (NarrowCaches(), *passes(*ENDS), Precision(ALL_BF16, FORMATS, "bf16")))[0]
-    for graph in (decoder(2), decoder(2, latent=False), apart(), choosing(decoder()))
+    run(graph, (NarrowCaches(), *more, *passes(*ENDS), Precision(ALL_BF16, FORMATS, "bf16")))[0]
+    for graph, *more in (
+        *((decoder(2),), (decoder(2, latent=False),), (apart(),), (choosing(decoder()),)),
+        (decoder(2), CodeLatents()),
+    )
 ]
 REGIONS = {kernel_of(node): node for graph in GRAPHS for node in graph if node.op is REGION}
 SETTING = {"batch": 2, "cached": 9, "padding": 3}
@@ -48,7 +52,7 @@ def test_operands_and_results_are_of_the_regions_types(kernel: Kernel) -> None:
 @pytest.mark.parametrize("kernel", [each for each in REGIONS if each.kind in CACHED], ids=str)
 def test_the_reference_is_what_the_region_says(kernel: Kernel) -> None:
     body, example = REGIONS[kernel].attrs["body"], Sample(kernel).example(3, **SETTING)
-    feeds = {f"x{i}": each if each.dtype.kind == "i" else each.astype(np.float64)
+    feeds = {f"x{i}": each if each.dtype.kind in "iu" else each.astype(np.float64)
              for i, each in enumerate(example.operands)}  # fmt: skip
     for mine, its in zip(example.results, interpret(body, feeds, {}, double=True).values()):
         np.testing.assert_allclose(mine, its, rtol=4e-3, atol=1e-6)

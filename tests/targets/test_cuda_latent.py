@@ -13,11 +13,13 @@ from moec.targets.cuda.widths import tiled
 SM = SMS[0]
 
 
-def attention(heads: int, rope: int = 64, nope: int = 128, latent: int = 512, start: int = 0) -> Kernel:
+def attention(
+    heads: int, rope: int = 64, nope: int = 128, latent: int = 512, start: int = 0, cache: str = "bf16"
+) -> Kernel:
     """latent_attention; 16 heads are V2-Lite's, 128 those of V3."""
     sizes = {"heads": heads, "nope": nope, "rope": rope, "latent": latent, "value": nope}
     places = {"pairs_in": 0, "pairs_out": 1, "width": start + heads * (nope + rope), "start": start}
-    return Kernel("latent_attention", tuple({**sizes, **places}.items()), (("scale", 0.1),), "bf16+bf16")
+    return Kernel("latent_attention", tuple({**sizes, **places}.items()), (("scale", 0.1),), f"bf16+{cache}")
 
 
 def decode(heads: int) -> Kernel:
@@ -25,7 +27,8 @@ def decode(heads: int) -> Kernel:
 
 
 LITE, V3, TINY = attention(16), attention(128), attention(4, rope=8, nope=12, latent=14)
-KERNELS = (LITE, V3, TINY, attention(16, rope=32), attention(3, latent=128), decode(16), decode(128))
+CODED = tuple(attention(heads, cache="fp8") for heads in (16, 128))
+KERNELS = (*CODED, LITE, V3, TINY, attention(16, rope=32), attention(3, latent=128), decode(16), decode(128))
 
 
 def of(kernel: Kernel) -> Space:
@@ -37,7 +40,7 @@ def test_defaults_are_admitted(kernel: Kernel) -> None:
     assert of(kernel).objection_to(of(kernel).defaults) is None
 
 
-@pytest.mark.parametrize("kernel", [LITE, V3, decode(128)], ids=str)
+@pytest.mark.parametrize("kernel", [LITE, V3, *CODED, decode(128)], ids=str)
 def test_defaults_are_among_the_choices(kernel: Kernel) -> None:
     found = of(kernel)
     for default in found.defaults.values():
@@ -71,6 +74,11 @@ def test_shared_memory_is_bounded() -> None:
     assert str(SM.shared_bytes) in why
 
 
+def test_over_codes_rows_say_how_many_threads_multiply() -> None:
+    why = str(of(CODED[0]).objection({**of(CODED[0]).default, "a_threads": 256}))
+    assert why == "a_rows=16 over codes goes with a_threads=128, not 256"
+
+
 def test_the_seesaw_has_one_shape() -> None:
     assert "a_way=seesaw is for" in str(of(V3).objection({**of(V3).default, "a_keys": 32}))
     narrow = attention(128, rope=32)
@@ -80,3 +88,10 @@ def test_the_seesaw_has_one_shape() -> None:
 def test_results_fit_registers() -> None:
     wide = {**of(V3).default, "a_way": "plain", "a_stages": 1, "a_threads": 128}
     assert of(V3).objection(wide) == "256 registers a thread for the result alone"
+
+
+def test_the_cache_is_read_early_only_behind_a_step_that_waited_for_it() -> None:
+    early = {"a_way": "early", "a_rows": 16, "a_threads": 256}
+    assert of(LITE).objection({**of(LITE).default, **early}) is None
+    why = of(decode(16)).objection({**of(decode(16)).default, **early})
+    assert "behind a step that waits for the cache" in str(why)

@@ -205,9 +205,15 @@ def angles(kernel: Kernel, asked: Asked) -> Call:
 def made(
     kernel: Kernel, feeds: Sequence[Given], weights: Mapping[int, Given], results: Sequence[Hollow]
 ) -> Call:
-    """Every operand in its place."""
-    every: list[Any] = operands(list(feeds), dict(weights))
-    return Call(every, results, sizes_of(kernel, every), IN_PLACE.get(kernel.kind, {}))
+    """Every operand in its place, as the kernel has numbers of half the bytes."""
+    every: list[Any] = [as_half(kernel, each) for each in operands(list(feeds), dict(weights))]
+    given = [as_half(kernel, each) for each in results]
+    return Call(every, given, sizes_of(kernel, every), IN_PLACE.get(kernel.kind, {}))
+
+
+def as_half(kernel: Kernel, each: Any) -> Any:
+    """The array, f16 where it is said to be bf16 and the kernel is on f16."""
+    return Hollow(kernel.half, each.shape) if isinstance(each, Hollow) and each.type == "bf16" else each
 
 
 KINDS: Mapping[str, Callable[[Kernel, Asked], Call]] = {

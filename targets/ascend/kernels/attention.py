@@ -60,14 +60,14 @@ def attend(
             v = tl.load(
                 value + s[:, None] * VALUE + wide[None, :], mask=here & (wide[None, :] < VALUE), other=0.0
             )
-            sums = sums * before[:, None] + tl.dot(chances.to(tl.bfloat16), v)
+            sums = sums * before[:, None] + tl.dot(chances.to(v.dtype), v)
             top = higher
         some = tl.maximum(total, 1e-30)
         sums = sums / some[:, None]
         to = (group.to(tl.int64) * rows + row) * parts + part
         tl.store(
             mixed + to[:, None] * VALUE + wide[None, :],
-            sums.to(tl.bfloat16),
+            sums.to(mixed.dtype.element_ty),
             mask=inside & (wide[None, :] < VALUE),
         )
         tl.store(weights + to, top + tl.log(some), mask=row < rows)

@@ -63,14 +63,14 @@ def attend(
             chances = tl.exp(scores - higher[:, None])
             before = tl.exp(top - higher)
             total = total * before + tl.sum(chances, 1)
-            sums = sums * before[:, None] + tl.dot(chances.to(tl.bfloat16), c)
+            sums = sums * before[:, None] + tl.dot(chances.to(c.dtype), c)
             top = higher
         some = tl.maximum(total, 1e-30)
         sums = sums / some[:, None]
         to = (b.to(tl.int64) * rows + row) * parts + part
         tl.store(
             mixed + to[:, None] * LATENT + wide[None, :],
-            sums.to(tl.bfloat16),
+            sums.to(mixed.dtype.element_ty),
             mask=inside & (wide[None, :] < LATENT),
         )
         tl.store(weights + to, top + tl.log(some), mask=row < rows)
@@ -92,4 +92,4 @@ def combine(
         inside = (part[:, None] < parts) & (wide[None, :] < LATENT)
         values = tl.load(mixed + (at + part[:, None]) * LATENT + wide[None, :], mask=inside, other=0.0)
         sums = tl.sum(values.to(tl.float32) * share[:, None], 0)
-        tl.store(y + tl.cast(row, tl.int64) * LATENT + wide, sums.to(tl.bfloat16), mask=wide < LATENT)
+        tl.store(y + tl.cast(row, tl.int64) * LATENT + wide, sums.to(y.dtype.element_ty), mask=wide < LATENT)

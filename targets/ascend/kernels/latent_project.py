@@ -29,7 +29,7 @@ def absorb(
         right = tl.load(
             from_ + column[None, :], mask=(deep[:, None] < NOPE) & (column[None, :] < LATENT), other=0.0
         )
-        result = (tl.dot(left, right) * scale).to(tl.bfloat16)
+        result = (tl.dot(left, right) * scale).to(q.dtype.element_ty)
         to = q + (row.to(tl.int64)[:, None] * HEADS + head) * (LATENT + ROPE)
         tl.store(to + column[None, :], result, mask=inside & (column[None, :] < LATENT))
 
@@ -58,7 +58,7 @@ def project(
             )
             sums = tl.dot(left, tl.trans(right), sums)
         to = y + (row.to(tl.int64)[:, None] * HEADS + head) * VALUE
-        tl.store(to + column[None, :], sums.to(tl.bfloat16), mask=inside & (column[None, :] < VALUE))
+        tl.store(to + column[None, :], sums.to(y.dtype.element_ty), mask=inside & (column[None, :] < VALUE))
 
 
 @triton.jit
@@ -102,7 +102,7 @@ def write(
         values = tl.load(at + column, mask=column < LATENT, other=0.0).to(tl.float32)
         mean = tl.sum(values * values, axis=0) / LATENT
         normed = values * tl.rsqrt(mean + eps) * weight
-        tl.store(latents + to * LATENT + column, normed.to(tl.bfloat16), mask=column < LATENT)
+        tl.store(latents + to * LATENT + column, normed.to(latents.dtype.element_ty), mask=column < LATENT)
         low, high = pairs(at + LATENT + one, one < 1, ROPE, HALF, PAIRS_IN)
         if PAIRS_IN != NONE:
             angle = row * (ROPE // 2)
@@ -126,15 +126,15 @@ def pairs(at, inside, ROPE: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexp
 
 @triton.jit
 def write_pairs(to, inside, low, high, ROPE: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr):
-    """The inverse, in bf16."""
+    """The inverse, rounded to the type of what is there."""
     if PAIRS == INTERLEAVED:
         column = tl.arange(0, 2 * HALF)[None, :]
         both = tl.reshape(tl.join(low, high), (to.shape[0], 2 * HALF))
-        tl.store(to + column, both.to(tl.bfloat16), mask=inside & (column < ROPE))
+        tl.store(to + column, both.to(to.dtype.element_ty), mask=inside & (column < ROPE))
     else:
         pair = tl.arange(0, HALF)[None, :]
-        tl.store(to + pair, low.to(tl.bfloat16), mask=inside & (pair < ROPE // 2))
-        tl.store(to + ROPE // 2 + pair, high.to(tl.bfloat16), mask=inside & (pair < ROPE // 2))
+        tl.store(to + pair, low.to(to.dtype.element_ty), mask=inside & (pair < ROPE // 2))
+        tl.store(to + ROPE // 2 + pair, high.to(to.dtype.element_ty), mask=inside & (pair < ROPE // 2))
 
 
 @triton.jit

@@ -192,4 +192,4 @@ def combine(
             result = tl.sum(values * shares[:, None], 0)
         if BASED:
             result += tl.load(base + token * N + columns).to(tl.float32)
-        tl.store(y + token * N + columns, result.to(tl.bfloat16))
+        tl.store(y + token * N + columns, result.to(y.dtype.element_ty))

@@ -36,7 +36,7 @@ def rms_norm(
         values = tl.load(places, mask=inside, other=0.0).to(tl.float32)
         scale = tl.rsqrt(tl.sum(values * values, axis=1) / N + eps)
         normed = values * scale[:, None] * weight[None, :]
-        tl.store(y + rows[:, None] * N + columns[None, :], normed.to(tl.bfloat16), mask=inside)
+        tl.store(y + rows[:, None] * N + columns[None, :], normed.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -56,7 +56,9 @@ def rms_norm_wide(
             inside = part + columns < N
             values = tl.load(x + row * WIDTH + START + part + columns, mask=inside, other=0.0).to(tl.float32)
             weight = tl.load(w + part + columns, mask=inside, other=0.0)
-            tl.store(y + row * N + part + columns, (values * scale * weight).to(tl.bfloat16), mask=inside)
+            tl.store(
+                y + row * N + part + columns, (values * scale * weight).to(y.dtype.element_ty), mask=inside
+            )
 
 
 @triton.jit

@@ -9,7 +9,7 @@ from ...base import Kernel, Schedule, Space
 from ..program import Argument, Builder, M, Number, Pointer, Size, Step, smaller, tiles
 from ..soc import Soc
 from .quantized import LINE, at_once, combine, on
-from .tiling import halves, space
+from .tiling import buffered, halves, space
 
 ORDER, ENDS = Pointer("x1", "i64"), Pointer("x2", "i64")
 
@@ -23,7 +23,8 @@ def linear(kernel: Kernel, schedule: Schedule, soc: Soc) -> list[Step]:
     arguments["m"] = Number(M)
     constants = sizes(kernel, schedule)
     count = tiles(M, constants["BM"]) * -(-constants["N"] // constants["BN"])
-    return [Step(f"matmul:{kernel.kind}", arguments, constants, on(soc.cubes, count))]
+    grid, told = on(soc.cubes, count), buffered(schedule)
+    return [Step(f"matmul:{kernel.kind}", arguments, constants, grid, compiler=told)]
 
 
 def grouped_swiglu(kernel: Kernel, schedule: Schedule, soc: Soc) -> list[Step]:
@@ -65,7 +66,8 @@ def grouped(
     weight: dict[str, Argument] = {"x": x, "w": Pointer("x3", "bf16"), "table": table, "y": y}
     count = slots * -(-constants["N"] // constants["BN"])
     arguments = {**weight, "slots": Number(slots)}
-    return tabulate, Step("grouped:products", arguments, constants, on(soc.cubes, count))
+    grid, told = on(soc.cubes, count), buffered(schedule)
+    return tabulate, Step("grouped:products", arguments, constants, grid, compiler=told)
 
 
 def sizes(kernel: Kernel, schedule: Schedule) -> dict[str, int]:

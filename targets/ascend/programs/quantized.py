@@ -9,7 +9,7 @@ from ...base import Kernel, Schedule, Space
 from ...bf16 import MATMULS
 from ..program import ONE, Argument, Builder, M, Number, Pointer, Size, Step, smaller, tiles
 from ..soc import Soc
-from .tiling import halves, space
+from .tiling import buffered, halves, space
 
 WHOLE, PART = 8192, 2048  # columns of a row that are done at once: of a short one all
 TOGETHER = 1024  # columns of rows that are added up together
@@ -27,7 +27,8 @@ def linear(kernel: Kernel, schedule: Schedule, soc: Soc) -> list[Step]:
     arguments: Arguments = {**operands(1), "residual": residual, "y": y, "m": Number(M)}
     constants = sizes(kernel, schedule)
     count = tiles(M, constants["BM"]) * -(-constants["N"] // constants["BN"])
-    step = Step("quantized:linear", arguments, {**constants, "ADDED": int(added)}, on(soc.cubes, count))
+    grid, told = on(soc.cubes, count), buffered(schedule)
+    step = Step("quantized:linear", arguments, {**constants, "ADDED": int(added)}, grid, compiler=told)
     return [to_codes(M, kernel["k"], soc), step]
 
 
@@ -79,7 +80,8 @@ def grouped(kernel: Kernel, schedule: Schedule, soc: Soc, rows: Size, y: Pointer
     tabulate = Step("grouped:tabulate", made, places, grid, {"s2": slots * 16})
     arguments: Arguments = {**operands(3), "table": table, "y": y, "slots": Number(slots)}
     count = slots * -(-constants["N"] // constants["BN"])
-    return tabulate, Step("quantized:grouped", arguments, constants, on(soc.cubes, count))
+    grid, told = on(soc.cubes, count), buffered(schedule)
+    return tabulate, Step("quantized:grouped", arguments, constants, grid, compiler=told)
 
 
 def combine(kernel: Kernel, soc: Soc, products: Pointer, inverse: Pointer, weights: int) -> Step:

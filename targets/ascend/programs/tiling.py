@@ -1,5 +1,6 @@
 """Schedules of products: bm, bn: the tile of the result, columns of the gate and of what it is for; bk of k
-are multiplied at once.
+are multiplied at once. buffers: 2, so that what comes next is loaded meanwhile, or 1, which leaves room for
+larger tiles. Simulated, one is never better: DeepSeek's products then take 10 to 90 % longer.
 
 The default for a count of tokens is the tile with which all cores are done first, by how much they have to
 load and to multiply. Nothing in it was measured: rates are those of hivm/constants.py, and only rank.
@@ -32,14 +33,20 @@ L2_B_US = 5.2e6  # bytes a microsecond, for all cores
 def space(kernel: Kernel, soc: Soc) -> Space:
     """Tiles that fit the cube's memories; by default those with which the cores are done first."""
     rules = (deep(kernel), high(kernel))
-    choices = {"bm": HEIGHTS, "bn": widths(kernel), "bk": depths(kernel)}
-    every = (dict(zip(choices, values)) for values in itertools.product(*choices.values()))
+    choices = {"bm": HEIGHTS, "bn": widths(kernel), "bk": depths(kernel), "buffers": (2, 1)}
+    tiles = itertools.product(*list(choices.values())[:3])
+    every = ({**dict(zip(choices, tile)), "buffers": 2} for tile in tiles)
     possible = [each for each in every if not any(rule(each) for rule in rules)]
     best = {
         first: min(possible, key=lambda schedule: sum(cycles(kernel, schedule, m, soc) / m for m in counts))
         for first, counts in TYPICAL.items()
     }
     return Space(choices, best[BUCKETS[0]], list(best.values()), rules, larger=best)
+
+
+def buffered(schedule: Schedule) -> Mapping[str, int]:
+    """What the vendor's compiler is told, which takes two buffers by itself."""
+    return {"enable-auto-multi-buffer": 0} if schedule["buffers"] == 1 else {}
 
 
 def halves(kernel: Kernel) -> int:
@@ -64,12 +71,12 @@ def depths(kernel: Kernel) -> tuple[int, ...]:
 
 
 def deep(kernel: Kernel) -> Rule:
-    """Whether L1 holds what is multiplied and what comes next."""
+    """Whether L1 holds what is multiplied and, with two buffers, what comes next."""
 
     def rule(schedule: Schedule) -> str | None:
-        bm, bn, bk = (int(schedule[name]) for name in ("bm", "bn", "bk"))
-        used = 2 * (bm + halves(kernel) * bn) * bk * size_of(kernel)
-        return f"both sides, twice, are {used} bytes; L1 has {L1}" if used > L1 else None
+        bm, bn, bk, buffers = (int(schedule[name]) for name in ("bm", "bn", "bk", "buffers"))
+        used = buffers * (bm + halves(kernel) * bn) * bk * size_of(kernel)
+        return f"{buffers} buffers of both sides are {used} bytes; L1 has {L1}" if used > L1 else None
 
     return rule
 

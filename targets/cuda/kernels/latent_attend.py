@@ -11,18 +11,21 @@ import tilelang.language as T
 
 from ...base import Kernel, Schedule
 from ..sm import Sm
+from .latent_early import early
 from .latent_pages import checked, first_seen, line_of, nothing, origin, partly, settled, slot_of
 from .latent_parts import parts
 from .latent_seesaw import seesaw
 from .latent_shared import BF16, F32, LOG2E, LOWEST, PRELUDE, exp2, grid_blocks
+
+WAYS = {"seesaw": seesaw, "early": early}  # besides the one here
 
 
 def attention(kernel: Kernel, schedule: Schedule, sm: Sm, split: bool) -> Any:
     """Rows of q' over a part of the cache each. With one part the result is the mixed latents themselves;
     with more, `parts` holds each part's and `scales` the logarithm of its weight (base 2, -inf for no key).
     """
-    if schedule["a_way"] == "seesaw":
-        return seesaw(kernel, schedule, sm, split, parts)
+    if schedule["a_way"] in WAYS:
+        return WAYS[str(schedule["a_way"])](kernel, schedule, sm, split, parts)
     heads, latent, rope = (kernel[n] for n in ("heads", "latent", "rope"))
     rows, keys, stages = int(schedule["a_rows"]), int(schedule["a_keys"]), int(schedule["a_stages"])
     threads = int(schedule["a_threads"])

@@ -1,6 +1,7 @@
-"""A prefill over a cache in pages: rows are copied out of their pages first, then all is as without.
+"""A prefill over a cache in pages, or of codes: rows are copied out of it first, then all is as without.
 
     gather   s4, s5 = rows of the pools x3, x4 by the table x8    [batch, 1, seen, latent | rope]
+             or, of e4m3 codes x3 with scales x8, bf16(x3 * x8); in pages by the table x9
     expand, turn, attend as in latent_prefill, with s4 and s5 for the caches
 
 That is a thousandth of the work: a row is read by every head of 128 tokens and more.
@@ -14,20 +15,18 @@ import tilelang.language as T
 from ...base import Kernel, Schedule
 from ..program import Step
 from .latent_pages import NAN, PAGE, is_page, line_of, slot_of
+from .latent_prefill import attend as attend_rows
 from .latent_prefill import attention, expansion, turn, way
-from .latent_shared import BF16, I64, sizes
+from .latent_shared import BF16, E4M3, F32, I64, sizes
 
 ROWS, THREADS, VECTOR = 16, 128, 8  # rows of a block; bf16 of a 16-byte access
 
 
-def gather(kernel: Kernel) -> Any:
+def copying() -> Any:
     """Rows of the span; those before and behind it are 0, and NaN those of what is no page."""
-    latent, rope = kernel["latent"], kernel["rope"]
-    batch, _, seen, room, _ = sizes()
-    pages = T.dynamic("pages")
 
     @T.macro
-    def copy(pool, out, width, table, b, r, begin, end, pages, seen):
+    def copy(pool, out, width, table, b, r, begin, end, pages, seen, factors=None):
         slot = T.alloc_var("int32", init=0)
         part = T.alloc_local((VECTOR,), BF16)
         for i in T.unroll(-(-ROWS * width // (THREADS * VECTOR))):
@@ -41,10 +40,28 @@ def gather(kernel: Kernel) -> Any:
                     for j in T.vectorized(VECTOR):
                         part[j] = T.cast(NAN, BF16)
                     if is_page(table, slot, pages):
-                        for j in T.vectorized(VECTOR):
-                            part[j] = pool[slot, 0, line_of(table, row, row, end), column + j]
+                        if factors is None:
+                            for j in T.vectorized(VECTOR):
+                                part[j] = pool[slot, 0, line_of(table, row, row, end), column + j]
+                        else:
+                            code = T.alloc_local((VECTOR,), E4M3)
+                            factor = T.alloc_var(F32, init=0.0)
+                            factor = factors[slot, 0, line_of(table, row, row, end), 0]
+                            for j in T.vectorized(VECTOR):
+                                code[j] = pool[slot, 0, line_of(table, row, row, end), column + j]
+                            for j in T.unroll(VECTOR):
+                                part[j] = T.cast(T.cast(code[j], F32) * factor, BF16)
                 for j in T.vectorized(VECTOR):
                     out[b, 0, row, column + j] = part[j]
+
+    return copy
+
+
+def gather(kernel: Kernel) -> Any:
+    """Out of pages."""
+    latent, rope = kernel["latent"], kernel["rope"]
+    batch, _, seen, room, _ = sizes()
+    pages, copy = T.dynamic("pages"), copying()
 
     @T.prim_func
     def latent_gather(
@@ -64,6 +81,56 @@ def gather(kernel: Kernel) -> Any:
             copy(x4, s5, rope, x8, b, r, begin, end, pages, seen)
 
     return latent_gather
+
+
+def widen(kernel: Kernel) -> Any:
+    """Of codes, each sequence's own."""
+    latent = kernel["latent"]
+    batch, _, seen, room, _ = sizes()
+    copy = copying()
+
+    @T.prim_func
+    def latent_widen(
+        x3: T.Tensor((batch, 1, room, latent), E4M3),
+        x6: T.Tensor((batch, 2), I64),
+        x8: T.Tensor((batch, 1, room, 1), F32),
+        s4: T.Tensor((batch, 1, seen, latent), BF16),
+    ):
+        with T.Kernel(T.ceildiv(seen, ROWS), batch, threads=THREADS) as (r, b):
+            T.pdl_sync()
+            T.pdl_trigger()
+            begin = T.cast(x6[b, 0], "int32")
+            end = T.cast(x6[b, 1], "int32")
+            copy(x3, s4, latent, None, b, r, begin, end, None, seen, x8)
+
+    return latent_widen
+
+
+def gather_coded(kernel: Kernel) -> Any:
+    """Of codes, out of pages."""
+    latent, rope = kernel["latent"], kernel["rope"]
+    batch, _, seen, room, _ = sizes()
+    pages, copy = T.dynamic("pages"), copying()
+
+    @T.prim_func
+    def latent_gather_coded(
+        x3: T.Tensor((pages, 1, PAGE, latent), E4M3),
+        x4: T.Tensor((pages, 1, PAGE, rope), BF16),
+        x6: T.Tensor((batch, 2), I64),
+        x8: T.Tensor((pages, 1, PAGE, 1), F32),
+        x9: T.Tensor((batch, room), I64),
+        s4: T.Tensor((batch, 1, seen, latent), BF16),
+        s5: T.Tensor((batch, 1, seen, rope), BF16),
+    ):
+        with T.Kernel(T.ceildiv(seen, ROWS), batch, threads=THREADS) as (r, b):
+            T.pdl_sync()
+            T.pdl_trigger()
+            begin = T.cast(x6[b, 0], "int32")
+            end = T.cast(x6[b, 1], "int32")
+            copy(x3, s4, latent, x9, b, r, begin, end, pages, seen, x8)
+            copy(x4, s5, rope, x9, b, r, begin, end, pages, seen)
+
+    return latent_gather_coded
 
 
 def expand(kernel: Kernel, schedule: Schedule) -> Any:
@@ -112,4 +179,15 @@ def materialised_paged(kernel: Kernel, schedule: Schedule, when: str) -> Sequenc
         Step(expand(kernel, schedule), when, overlap=True),
         Step(turn(kernel), when, overlap=True),
         Step(attend(kernel, schedule), when, overlap=True),
+    ]
+
+
+def materialised_coded(kernel: Kernel, schedule: Schedule, when: str, paged: bool) -> Sequence[Step]:
+    """latent_attention over codes, in pages or not, where `when` holds."""
+    out, attending = (gather_coded, attend) if paged else (widen, attend_rows)
+    return [
+        Step(out(kernel), when, overlap=True),
+        Step(expand(kernel, schedule), when, overlap=True),
+        Step(turn(kernel), when, overlap=True),
+        Step(attending(kernel, schedule), when, overlap=True),
     ]

@@ -10,7 +10,7 @@ import tilelang.language as T
 
 from ...base import Kernel
 from .latent_pages import PAGE, checked, is_page, line_of, nothing, slot_of
-from .latent_shared import BF16, F32, I64, LOG2E, LOWEST, NONE, PRELUDE, exp2, place, sizes
+from .latent_shared import BF16, E4M3, F32, I64, LOG2E, LOWEST, NONE, PRELUDE, exp2, place, sizes
 
 THREADS = 128
 WARPS = THREADS // 32
@@ -64,15 +64,65 @@ def plain_paged(kernel: Kernel) -> Any:
     return latent_plain_paged
 
 
+def plain_coded(kernel: Kernel) -> Any:
+    """latent_attention over e4m3 codes x3 and their scales x8."""
+    heads, nope, rope, latent, value = (kernel[n] for n in ("heads", "nope", "rope", "latent", "value"))
+    batch, tokens, _, room, _ = sizes()
+    body = attending(kernel)
+
+    @T.prim_func
+    def latent_plain_coded(
+        x0: T.Tensor((batch, tokens, kernel["width"]), BF16),
+        x1: T.Tensor((batch, tokens, rope // 2), F32),
+        x2: T.Tensor((batch, tokens, rope // 2), F32),
+        x3: T.Tensor((batch, 1, room, latent), E4M3),
+        x4: T.Tensor((batch, 1, room, rope), BF16),
+        x6: T.Tensor((batch, 2), I64),
+        x7: T.Tensor((heads * (nope + value), latent), BF16),
+        x8: T.Tensor((batch, 1, room, 1), F32),
+        y0: T.Tensor((batch, tokens, heads * value), BF16),
+        scale: T.float32,
+    ):
+        body(x0, x1, x2, x3, x4, x6, x7, None, None, y0, scale, batch, tokens, x8)
+
+    return latent_plain_coded
+
+
+def plain_coded_paged(kernel: Kernel) -> Any:
+    """The same in pages of the table x9."""
+    heads, nope, rope, latent, value = (kernel[n] for n in ("heads", "nope", "rope", "latent", "value"))
+    batch, tokens, _, room, _ = sizes()
+    pages = T.dynamic("pages")
+    body = attending(kernel)
+
+    @T.prim_func
+    def latent_plain_coded_paged(
+        x0: T.Tensor((batch, tokens, kernel["width"]), BF16),
+        x1: T.Tensor((batch, tokens, rope // 2), F32),
+        x2: T.Tensor((batch, tokens, rope // 2), F32),
+        x3: T.Tensor((pages, 1, PAGE, latent), E4M3),
+        x4: T.Tensor((pages, 1, PAGE, rope), BF16),
+        x6: T.Tensor((batch, 2), I64),
+        x7: T.Tensor((heads * (nope + value), latent), BF16),
+        x8: T.Tensor((pages, 1, PAGE, 1), F32),
+        x9: T.Tensor((batch, room), I64),
+        y0: T.Tensor((batch, tokens, heads * value), BF16),
+        scale: T.float32,
+    ):
+        body(x0, x1, x2, x3, x4, x6, x7, x9, pages, y0, scale, batch, tokens, x8)
+
+    return latent_plain_coded_paged
+
+
 def attending(kernel: Kernel) -> Any:
-    """What both do."""
+    """What all do; factors: scales of rows, where latents are codes."""
     heads, nope, rope, latent, value = (kernel[n] for n in ("heads", "nope", "rope", "latent", "value"))
     start, half = kernel["start"], kernel["rope"] // 2
     pairs_in, pairs_out = kernel["pairs_in"], kernel["pairs_out"]
     columns = -(-latent // THREADS)
 
     @T.macro
-    def body(x0, x1, x2, x3, x4, x6, x7, table, pages, y0, scale, batch, tokens):
+    def body(x0, x1, x2, x3, x4, x6, x7, table, pages, y0, scale, batch, tokens, factors=None):
         with T.Kernel(heads, tokens, batch, threads=THREADS, prelude=PRELUDE) as (h, t, b):
             thread = T.get_thread_binding()
             query = T.alloc_shared((latent + rope,), F32, scope="shared")
@@ -117,6 +167,8 @@ def attending(kernel: Kernel) -> Any:
                     if is_page(table, slot, pages):
                         for k in T.serial(latent):
                             sum_ += query[k] * T.cast(x3[slot, 0, line, k], F32)
+                        if factors is not None:
+                            sum_ = sum_ * factors[slot, 0, line, 0]
                         for k in T.serial(rope):
                             sum_ += query[latent + k] * T.cast(x4[slot, 0, line, k], F32)
                     sum_ = sum_ * (scale * LOG2E)
@@ -139,9 +191,16 @@ def attending(kernel: Kernel) -> Any:
                     slot_k = slot_of(table, b, at_key, stop)
                     for i in T.unroll(columns):
                         if T.And(is_page(table, slot_k, pages), i * THREADS + thread < latent):
-                            mixed[i] += chances[k] * T.cast(
-                                x3[slot_k, 0, line_of(table, at_key, at_key, stop), i * THREADS + thread], F32
-                            )
+                            if factors is None:
+                                mixed[i] += chances[k] * T.cast(
+                                    x3[slot_k, 0, line_of(table, at_key, at_key, stop), i * THREADS + thread],
+                                    F32,
+                                )
+                            else:
+                                line_k = line_of(table, at_key, at_key, stop)
+                                mixed[i] += (chances[k] * factors[slot_k, 0, line_k, 0]) * T.cast(
+                                    x3[slot_k, 0, line_k, i * THREADS + thread], F32
+                                )
                 T.sync_threads()
             for i in T.unroll(columns):
                 if i * THREADS + thread < latent:

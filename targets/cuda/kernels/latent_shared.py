@@ -4,7 +4,7 @@ from typing import Any
 
 import tilelang.language as T
 
-BF16, F32, I64 = "bfloat16", "float32", "int64"
+BF16, F32, I64, E4M3 = "bfloat16", "float32", "int64", "float8_e4m3fn"
 INTERLEAVED, HALVES, NONE = 0, 1, 2  # targets/regions.py PAIRS
 LOG2E = 1.4426950408889634
 NEAR = 4  # heads whose keys and values are read at a time, so that the cache before memory holds them

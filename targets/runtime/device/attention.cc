@@ -1,6 +1,7 @@
 // The kinds that write caches and attend to them, and the rotation before that. A cache has `room` rows, of which a
 // mask of `seen` columns says which are real; kernels learn from a span [B, 2] where those begin and end. Or it is in
 // pages of a pool [P, 1, kPage, d] that all sequences share: then a table [B, pages], the last input, says in which.
+// Latents may be codes (U8) whose scales [B, 1, room, 1], or such a pool, are one more cache: the last input but that.
 #include "sizes.h"
 
 namespace moec {
@@ -13,10 +14,14 @@ struct Place {
   int64_t room, pages, rows;
 };
 
-// The place of caches c and r wide, for as many tokens as the call says; false after call.fail. table: the input, of
-// a kind that has one.
-bool placed(Call& call, int latents, int keys, int table, const Sizes& s, int64_t c, int64_t r, Place* place) {
+// Whether the latents are codes, with scales.
+bool coded(const Call& call, int latents) { return call.row.kind->input_types[latents] == U8; }
+
+// The place of caches c and r wide, for as many tokens as the call says; false after call.fail. scales: the input, of
+// a kind that has them; a table comes behind.
+bool placed(Call& call, int latents, int keys, int scales, const Sizes& s, int64_t c, int64_t r, Place* place) {
   const Tensor& first = call.in(latents);
+  const int table = scales + coded(call, latents);
   int64_t each = 1;  // rows of what `room` counts
   if (call.row.kind->inputs <= table) {
     *place = {first.shape[2], 0, s.batch * first.shape[2]};
@@ -28,17 +33,18 @@ bool placed(Call& call, int latents, int keys, int table, const Sizes& s, int64_
     each = kPage;
   }
   return fits(call, s.tokens, s.seen, place->room * each) && holds(call, latents, place->rows * c) &&
-         holds(call, keys, place->rows * r);
+         holds(call, keys, place->rows * r) && (table == scales || holds(call, scales, place->rows));
 }
 
 // --- caches [B, h, L, d]: new rows go to end-T .. end-1, end being in span [B, 2] ----------------------------
 
 // The cache for new rows: the old one, or a copy of it where onnxruntime gave another buffer. Null after call.fail.
-void* renewed(Call& call, int input, int output) {
+// size: bytes of a number.
+void* renewed(Call& call, int input, int output, int64_t size = 2) {
   const Tensor& old = call.in(input);
   auto fresh = static_cast<char*>(call.out(output, old.shape, old.rank));
   if (!fresh || fresh == old.data) return fresh;
-  const int64_t bytes = old.size() * 2;
+  const int64_t bytes = old.size() * size;
   auto from = old.as<char>();
   if (from < fresh + bytes && fresh < from + bytes)
     return call.fail("a cache and its successor overlap; they must be one buffer or have nothing in common"), nullptr;
@@ -63,32 +69,34 @@ void append(Call& call) {
 }
 
 enum WriteDim { C, R, KV_WIDTH };
-enum WriteInput { KV, W_NORM, COS, SIN, PAST_LATENT, PAST_KEYS, WRITE_MASK, WRITE_SPAN, WRITE_TABLE };
+enum WriteInput { KV, W_NORM, COS, SIN, PAST_LATENT, PAST_KEYS, WRITE_MASK, WRITE_SPAN, PAST_SCALES };
 
 void latent_write(Call& call) {
   if (!has_rank(call, KV, 3) || !has_rank(call, PAST_LATENT, 4) || !has_rank(call, WRITE_MASK, 2)) return;
   const int64_t *dims = call.row.dims, batch = call.in(KV).shape[0], tokens = call.in(KV).shape[1];
   const int64_t seen = call.in(WRITE_MASK).shape[1];
   Place at;
-  if (!placed(call, PAST_LATENT, PAST_KEYS, WRITE_TABLE, {0, batch, tokens, seen}, dims[C], dims[R], &at) ||
+  if (!placed(call, PAST_LATENT, PAST_KEYS, PAST_SCALES, {0, batch, tokens, seen}, dims[C], dims[R], &at) ||
       !has_width(call, KV, dims[KV_WIDTH]) || !holds(call, W_NORM, dims[C]) ||
       !holds(call, COS, batch * tokens * (dims[R] / 2)) || !holds(call, SIN, batch * tokens * (dims[R] / 2)) ||
       !holds(call, WRITE_SPAN, batch * 2))
     return;
-  void* latents = renewed(call, PAST_LATENT, 0);
+  const bool codes = coded(call, PAST_LATENT);
+  void* latents = renewed(call, PAST_LATENT, 0, codes ? 1 : 2);
   void* keys = renewed(call, PAST_KEYS, 1);
-  run(call, {batch * tokens, batch, tokens, seen, at.room, at.pages}, batch * tokens, {latents, keys});
+  void* scales = codes ? renewed(call, PAST_SCALES, 2, 4) : nullptr;
+  run(call, {batch * tokens, batch, tokens, seen, at.room, at.pages}, batch * tokens, {latents, keys, scales});
 }
 
 enum LatentDim { HEADS, NOPE, ROPE, LATENT, VALUE, PAIRS_IN, PAIRS_OUT, Q_WIDTH };
-enum LatentInput { Q, Q_COS, Q_SIN, LATENTS, KEYS, MASK, SPAN, W_KVB, TABLE };
+enum LatentInput { Q, Q_COS, Q_SIN, LATENTS, KEYS, MASK, SPAN, W_KVB, SCALES };
 
 void latent_attention(Call& call) {
   if (!has_rank(call, Q, 3) || !has_rank(call, LATENTS, 4) || !has_rank(call, MASK, 2)) return;
   const int64_t *dims = call.row.dims, batch = call.in(Q).shape[0], tokens = call.in(Q).shape[1];
   const int64_t seen = call.in(MASK).shape[1], turns = dims[ROPE] / 2;
   Place at;
-  if (!placed(call, LATENTS, KEYS, TABLE, {0, batch, tokens, seen}, dims[LATENT], dims[ROPE], &at) ||
+  if (!placed(call, LATENTS, KEYS, SCALES, {0, batch, tokens, seen}, dims[LATENT], dims[ROPE], &at) ||
       !has_width(call, Q, dims[Q_WIDTH]) || !holds(call, Q_COS, batch * tokens * turns) ||
       !holds(call, Q_SIN, batch * tokens * turns) ||
       !holds(call, SPAN, batch * 2) || !holds(call, W_KVB, dims[HEADS] * (dims[NOPE] + dims[VALUE]) * dims[LATENT]))
@@ -101,14 +109,14 @@ void latent_attention(Call& call) {
 // --- mla_decode: q [B, T, heads, c+r] in the space of latents, the caches, mask, span -> [B, T, heads, c] -----
 
 enum MlaDim { MLA_HEADS, MLA_LATENT, MLA_ROPE };
-constexpr int kMlaTable = 5;
+constexpr int kMlaScales = 5;
 
 void mla_decode(Call& call) {
   if (!has_rank(call, 0, 4) || !has_rank(call, 1, 4) || !has_rank(call, 3, 2)) return;
   const int64_t *dims = call.row.dims, batch = call.in(0).shape[0], tokens = call.in(0).shape[1];
   const int64_t seen = call.in(3).shape[1], heads = dims[MLA_HEADS];
   Place at;
-  if (!placed(call, 1, 2, kMlaTable, {0, batch, tokens, seen}, dims[MLA_LATENT], dims[MLA_ROPE], &at) ||
+  if (!placed(call, 1, 2, kMlaScales, {0, batch, tokens, seen}, dims[MLA_LATENT], dims[MLA_ROPE], &at) ||
       !has_width(call, 0, dims[MLA_LATENT] + dims[MLA_ROPE]) ||
       !holds(call, 0, batch * tokens * heads * (dims[MLA_LATENT] + dims[MLA_ROPE])) ||
       !holds(call, 4, batch * 2))
@@ -149,6 +157,10 @@ void attention(Call& call) {
 constexpr Type halves[] = {BF16, BF16, BF16};
 constexpr Type write_inputs[] = {BF16, F32, F32, F32, BF16, BF16, I64, I64, I64};
 constexpr Type latent_inputs[] = {BF16, F32, F32, BF16, BF16, I64, I64, BF16, I64};
+constexpr Type coded_write_inputs[] = {BF16, F32, F32, F32, U8, BF16, I64, I64, F32, I64};
+constexpr Type coded_write_outputs[] = {U8, BF16, F32};
+constexpr Type coded_latent_inputs[] = {BF16, F32, F32, U8, BF16, I64, I64, BF16, F32, I64};
+constexpr Type coded_mla_inputs[] = {BF16, U8, BF16, I64, I64, F32};
 constexpr Type append_inputs[] = {BF16, BF16, I64, I64};
 constexpr Type rotary_inputs[] = {BF16, F32, F32};
 constexpr Type attention_inputs[] = {BF16, BF16, BF16, I64, I64, I64};
@@ -165,6 +177,17 @@ extern const Kind latent_write_paged = {"latent_write_paged", 9, 9, 2, write_inp
 extern const Kind latent_attention_paged = {"latent_attention_paged", 9, 9, 1, latent_inputs, halves,
                                             moec::latent_attention};
 extern const Kind mla_decode_paged = {"mla_decode_paged", 6, 6, 1, attention_inputs, halves, moec::mla_decode};
+extern const Kind latent_write_over_fp8 = {"latent_write_over_fp8", 9, 9, 3, coded_write_inputs, coded_write_outputs,
+                                           moec::latent_write,
+                                           in_place<PAST_LATENT, 0, PAST_KEYS, 1, PAST_SCALES, 2>};
+extern const Kind latent_attention_over_fp8 = {"latent_attention_over_fp8", 9, 9, 1, coded_latent_inputs, halves,
+                                               moec::latent_attention};
+extern const Kind mla_decode_over_fp8 = {"mla_decode_over_fp8", 6, 6, 1, coded_mla_inputs, halves, moec::mla_decode};
+extern const Kind latent_write_paged_over_fp8 = {"latent_write_paged_over_fp8", 10, 10, 3, coded_write_inputs,
+                                                 coded_write_outputs, moec::latent_write,
+                                                 in_place<PAST_LATENT, 0, PAST_KEYS, 1, PAST_SCALES, 2>};
+extern const Kind latent_attention_paged_over_fp8 = {"latent_attention_paged_over_fp8", 10, 10, 1, coded_latent_inputs,
+                                                     halves, moec::latent_attention};
 extern const Kind append = {"append", 4, 4, 1, append_inputs, halves, moec::append, in_place<PAST, 0>};
 extern const Kind rotary = {"rotary", 3, 3, 1, rotary_inputs, halves, moec::rotary};
 extern const Kind attention = {"attention", 5, 5, 1, attention_inputs, halves, moec::attention};

@@ -40,8 +40,8 @@ class DirectHost final : public Host {
     if (!given.data && !given.rank) return true;
     if (i >= row_.kind->inputs || given.rank < 0 || given.rank > kMaxRank)
       return say("input %d of rank %d is more than the kernel takes", i, given.rank), false;
-    if (given.type != row_.kind->input_types[i])
-      return say("input %d is of type %d; %d was expected", i, given.type, row_.kind->input_types[i]), false;
+    if (given.type != input_type(row_, size_t(i)))
+      return say("input %d is of type %d; %d was expected", i, given.type, input_type(row_, size_t(i))), false;
     memcpy(shape, given.shape, size_t(given.rank) * sizeof *shape);
     tensor->rank = given.rank;
     tensor->data = given.data;
@@ -53,8 +53,8 @@ class DirectHost final : public Host {
     int64_t wanted = 1, there = 1;
     for (int axis = 0; axis < rank; ++axis) wanted *= shape[axis];
     for (int axis = 0; axis < given.rank && axis < kMaxRank; ++axis) there *= given.shape[axis];
-    if (given.type != row_.kind->output_types[i])
-      return say("output %d is of type %d; %d was expected", i, given.type, row_.kind->output_types[i]), nullptr;
+    if (given.type != output_type(row_, size_t(i)))
+      return say("output %d is of type %d; %d was expected", i, given.type, output_type(row_, size_t(i))), nullptr;
     if (wanted != there)
       return say("output %d holds %lld elements; %lld were expected", i, (long long)there, (long long)wanted), nullptr;
     return given.data;

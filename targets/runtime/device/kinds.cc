@@ -1,4 +1,5 @@
-// What each kind of kernel takes and gives, and the sizes of its calls. Numbers between kernels are bf16.
+// What each kind of kernel takes and gives, and the sizes of its calls. Numbers between kernels are bf16, or what
+// their row has instead (Row::half).
 #include <cstring>
 
 #include "sizes.h"
