@@ -12,7 +12,7 @@ def space(kernel: Kernel, sm: Sm) -> Space:
     """a_: absorbed, p_: materialised.
 
     a_way: "plain", a pipeline that TileLang makes; "seesaw", two warpgroups that take turns; or "early",
-    which asks for the cache before there are queries;
+    which asks for the cache before there are queries, and of one token adds up parts while it projects them;
     a_rows: heads of tokens that share a block; a_keys, a_stages: keys of a tile, tiles under way; a_threads;
     a_waves: blocks for each multiprocessor that the cache is split for; a_least: keys that are worth a part;
     a_project: tokens of a tile of the projections; a_most: new tokens up to which this way is taken.
@@ -90,12 +90,18 @@ def space(kernel: Kernel, sm: Sm) -> Space:
     if kernel.kind == "mla_decode":
         choices = {name: choices[name] for name in ATTEND}
         return Space(choices, {name: default[name] for name in ATTEND}, rules=rules)
-    larger = {17: {"a_project": 64}} if wide else {257: {"p_columns": 256}} if narrow else {}
+    larger: dict[int, Schedule] = {17: {"a_project": 64}} if wide else {}
+    if narrow and not wide:
+        larger = {257: {"p_columns": 256}}
+    if kernel["heads"] <= 16 and not coded:  # a token's are one tile of rows: then only latency counts
+        larger = {2: {name: default[name] for name in EARLY}, **larger}
+        default |= EARLY
     return Space(choices, default, rules=(*rules, led), larger=larger)
 
 
 ATTEND = ("a_way", "a_rows", "a_keys", "a_stages", "a_threads", "a_waves", "a_least")  # knobs of mla_decode
 SEESAW = {"a_rows": 64, "a_keys": 64, "a_stages": 2, "a_threads": 256}
+EARLY: dict[str, int | str] = {"a_way": "early", "a_threads": 256, "a_least": 64}
 MULTIPLYING = {16: 128, 64: 256}  # a_threads by a_rows over codes, which others load and widen
 BARRIERS = 1024  # bytes of shared memory
 

@@ -44,6 +44,7 @@ struct Event {
 struct Function {
   std::string name, parameters;
   int shared = 48 << 10;
+  bool preferred = false;  // whether it was said how much of L1 it wants as shared memory
 };
 struct Module {
   std::vector<Function*> functions;
@@ -184,6 +185,7 @@ int launch(const Config* config, Function* function, void** given) {
   const unsigned threads = block[0] * block[1] * block[2];
   if (!threads || threads > 1024) return WRONG("%u threads in a block", threads);
   if (int(shared) > function->shared) return WRONG("%u bytes of shared memory were not asked for", shared);
+  if (!function->preferred) return WRONG("it was not said how much L1 is to be left");
   for (unsigned i = 0; i < count; ++i)
     if (attributes[i].id != 6 || attributes[i].value[0] != 1) return WRONG("an unknown attribute");
   Arguments arguments;
@@ -347,6 +349,7 @@ API cuModuleGetFunction(Function** out, Module* module, const char* name) {
   return OK;
 }
 API cuFuncSetAttribute(Function* function, int which, int value) {
+  if (which == 9 && value >= -1 && value <= 50) return function->preferred = true, OK;
   if (which != 8 || value > 227 << 10) return INVALID;
   return function->shared = value, OK;
 }

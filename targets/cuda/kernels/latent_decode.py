@@ -3,10 +3,11 @@
 - absorb   q' = rope(q), q W_UK         [m*heads, latent+rope]
 - attend   softmax(q' cache^T) cache    over a part of the cache each, tiles of heads x keys
 - combine  parts into one               where there are several
-- project  y = mixed latents W_UV^T
+- project  y = mixed latents W_UV^T; for few tokens it adds up parts itself
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import tilelang.language as T
@@ -15,6 +16,7 @@ from ...base import Kernel, Schedule
 from ..program import Step
 from ..sm import Sm
 from .latent_attend import attention
+from .latent_few import FEW, project_parts
 from .latent_parts import AS_WRITTEN, combination, one_part, parts
 from .latent_project import absorb, project
 from .latent_shared import BF16, F32, I64, sizes
@@ -93,6 +95,18 @@ def absorbed(kernel: Kernel, schedule: Schedule, sm: Sm, when: str) -> Sequence[
         Step(absorb(kernel, schedule), when, overlap=True),
         Step(attend(kernel, schedule, sm), f"{when} && {whole}", overlap=True),
         Step(attend_split(kernel, schedule, sm), f"{when} && !{whole}", overlap=True),
+        *projected(kernel, schedule, sm, when, whole),
+    ]
+
+
+def projected(kernel: Kernel, schedule: Schedule, sm: Sm, when: str, whole: str) -> Sequence[Step]:
+    """Parts into one, and out of the space of latents: both at once for few tokens of an early attention."""
+    apart = [
         Step(combine(kernel, schedule, sm), f"{when} && !{whole}", overlap=True),
         Step(project(kernel, schedule), when, overlap=True),
     ]
+    if schedule["a_way"] != "early":
+        return apart
+    few = f"!{whole} && m <= {FEW}"
+    others = [replace(each, when=f"{each.when} && !({few})") for each in apart]
+    return [*others, replace(project_parts(kernel, schedule, sm), when=f"{when} && {few}")]

@@ -13,11 +13,11 @@ from ...base import Kernel, Schedule
 from ..program import Step
 from ..sm import Sm
 from .latent_attend import attention
-from .latent_decode import combine
+from .latent_decode import projected
 from .latent_mla import decode_combine
 from .latent_pages import PAGE
 from .latent_parts import AS_WRITTEN, one_part, parts
-from .latent_project import absorb, project
+from .latent_project import absorb
 from .latent_shared import BF16, F32, I64, sizes
 
 
@@ -77,8 +77,7 @@ def absorbed_paged(kernel: Kernel, schedule: Schedule, sm: Sm, when: str) -> Seq
         Step(absorb(kernel, schedule), when, overlap=True),
         Step(attend(kernel, schedule, sm), f"{when} && {whole}", overlap=True),
         Step(attend_split(kernel, schedule, sm), f"{when} && !{whole}", overlap=True),
-        Step(combine(kernel, schedule, sm), f"{when} && !{whole}", overlap=True),
-        Step(project(kernel, schedule), when, overlap=True),
+        *projected(kernel, schedule, sm, when, whole),
     ]
 
 

@@ -31,7 +31,8 @@ constexpr int kMajor = 75, kMinor = 76;          // device attributes: the compu
 constexpr int kNonBlocking = 1;                  // streams: do not wait for the default stream
 constexpr int kTimed = 0, kUntimed = 2;          // events
 constexpr int kThreadLocal = 1, kRelaxed = 2;    // what capturing a stream forbids to this thread
-constexpr int kMaxDynamicShared = 8;             // a function's attribute
+constexpr int kMaxDynamicShared = 8;             // a function's attributes
+constexpr int kPreferredShared = 9;              // percent of what is L1 else
 constexpr int kProgrammaticSerialization = 6;    // a launch's attribute
 
 struct Attribute {
