@@ -47,6 +47,8 @@ def refit(log: Path | None, kernel: str, calls: int, out: Path | None, machine: 
     from ..targets.base import CannotBuild
     from .log_tables import refitted
 
+    if out is not None and out.exists():
+        raise Refused(f"{out} is there already; write to another name, or remove it first")
     found = opened(log)
     records = [each for each in found if kernel.casefold() in str(each.kernel).casefold()]
     warn(found)
@@ -69,12 +71,10 @@ def refit(log: Path | None, kernel: str, calls: int, out: Path | None, machine: 
 
 
 def keep(log: Log, rows: Sequence[Mapping[str, Any]], out: Path) -> None:
-    """Writes the constants after. Raises Refused where they are of several levels, or the file is there."""
+    """Writes the constants after. Raises Refused where they are of several levels."""
     if len(rows) > 1:
         levels = ", ".join(row["isa"] for row in rows)
         raise Refused(f"a file holds constants of one level, and the log has times of {levels}")
-    if out.exists():
-        raise Refused(f"{out} is there already; write to another name, or remove it first")
     constants = {name: after for name, (_, after) in rows[0]["constants"].items()}
     text = json.dumps({"isa": rows[0]["isa"], "constants": constants}, indent=1)
     with writing(log, out):

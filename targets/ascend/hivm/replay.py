@@ -27,7 +27,7 @@ class Replayed:
 
 def replay(trace: Trace, variants: Sequence[Constants], rates: Sequence[Rates]) -> Replayed:
     """Times of the same events by one or several sets of constants, side by side."""
-    found = [times(trace.works, known, rate) for known, rate in zip(variants, rates)]
+    found = [times([*trace.works], known, rate) for known, rate in zip(variants, rates)]
     busy, more = (np.stack([each[i] for each in found], axis=1) for i in (0, 1))
     fixed = np.array([costs(known, rate) for known, rate in zip(variants, rates)])
     cores = trace.cores
@@ -35,8 +35,9 @@ def replay(trace: Trace, variants: Sequence[Constants], rates: Sequence[Rates]) 
         ends = run(trace, busy[:, 0].tolist(), more[:, 0].tolist(), fixed[0].tolist(), max)
     else:
         ends = run(trace, list(busy), list(more), list(fixed.T), np.maximum)
-    pipes = np.array([pipe for did, pipe, _, _ in trace.events if did in (ISSUE, PRODUCT)], int)
-    spent = [np.bincount(pipes, busy[:, v], cores * COUNT) for v in range(len(variants))]
+    given = np.array([each[1:3] for each in trace.events if each[0] in (ISSUE, PRODUCT)], int).reshape(-1, 2)
+    pipes, which = given.T
+    spent = [np.bincount(pipes, busy[which, v], cores * COUNT) for v in range(len(variants))]
     return Replayed(np.atleast_1d(np.asarray(ends, float)), np.stack(spent))
 
 

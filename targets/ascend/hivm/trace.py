@@ -34,11 +34,14 @@ class Work:
 
 @dataclass(slots=True)
 class Trace:
-    """events: (Did, pipe, which, scalar ops before it); a pipe is len(PIPES) * core + its place in PIPES."""
+    """events: (Did, pipe, which, scalar ops before it); a pipe is len(PIPES) * core + its place in PIPES.
+
+    works: each that was given, once, with its place: loops give the same again and again.
+    """
 
     cores: int = 1
     events: list[tuple[int, int, int, int]] = field(default_factory=list)
-    works: list[Work] = field(default_factory=list)
+    works: dict[Work, int] = field(default_factory=dict)
     moved: Counter[str] = field(default_factory=Counter)  # bytes by path, such as "GM->L1"; "MAC": products
     read: Counter[str] = field(default_factory=Counter)  # bytes by the name of the memory of the device
     written: Counter[str] = field(default_factory=Counter)
@@ -51,6 +54,5 @@ class Trace:
 
     def issue(self, pipe: int, work: Work, scalars: int) -> None:
         """A pipe is given work."""
-        self.works.append(work)
         did = Did.PRODUCT if pipe % len(PIPES) == M else Did.ISSUE
-        self.events.append((int(did), pipe, len(self.works) - 1, scalars))
+        self.events.append((int(did), pipe, self.works.setdefault(work, len(self.works)), scalars))
