@@ -300,6 +300,7 @@ def test_products_are_summed_by_the_instruction_of_the_level(level: isa.Isa, wei
     words = re.findall(rf"^\s+(vpdpbusd|vpmaddubsw|tdp\w+|sdot)\s.*{register}", code, re.MULTILINE)
     each = 2 if level.dot == "tdpbsud" else 8 * int(schedule["mr"])
     assert words == [level.dot] * (each * int(schedule["nr"]) // level.lanes)
+    assert not re.search(r"^\s+vpdpbusd\s[^,]*\(%\w+,", code, re.MULTILINE), "x at the sum of two registers"
     assert not re.search(r"^\s+(call\w*|bl)\s", code, re.MULTILINE)
 
 

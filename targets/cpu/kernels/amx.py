@@ -17,6 +17,7 @@ from tvm.tirx.script import builder as T
 
 from ....compiler.ops.quantize import GROUP
 from .codes import CODES, RECORD, SCALE, START, Group, Operands, Shape, operands, registers
+from .dot import ONES
 from .matmul import finished, loops
 
 INSTRUCTION = "tdpbsud"
@@ -24,10 +25,6 @@ LANES = 16
 LEAST_ROWS = {4: 10, 8: 8}  # by bits of a code; below, vectors are no slower
 LINE = 16  # int32 in a cache line
 X_TILE, W_TILES, SUMS_TILES = 0, (1, 2), (3, 4)  # registers; of two each, so that one waits for memory only
-# As float32 these bits are 1.5 * 2**23, where the last one counts ones. Sums that begin at them are that plus
-# the sum, exactly, and a subtraction makes them float32. A conversion would need the port of multiplications:
-# while AMX works, a core has one of these instead of two.
-ONES = 0x4B400000
 
 
 def tile_op(name: str, *arguments: Any) -> None:
@@ -102,16 +99,12 @@ class Panel:
         return range(self.shape.nr // LANES)
 
     def group(self, g: Any) -> Group:
-        return Group(self.shape, self.of, self.p, g)
-
-    def x(self, g: Any, row: int, word: int) -> Any:
-        """Where a word of a row's record is in x: rows lie one behind the other."""
-        return self.of.XAT[0] + T.cast(g * RECORD + (row * self.shape.groups * RECORD + word), "int64")
+        return self.of.group(self.p, g, self.shape)
 
     def multiply(self, g: Any) -> None:
         """Sums of a group's products, and its scales as float32."""
         stride = T.int64(4 * self.shape.groups * RECORD)
-        tile_op("tileloadd64", T.int8(X_TILE), T.address_of(self.of.X[self.x(g, 0, 0)]), stride)
+        tile_op("tileloadd64", T.int8(X_TILE), T.address_of(self.group(g).x(0, 0)), stride)
         self.unpack(self.group(g))
         for v in self.vectors:
             w, sums = W_TILES[v % 2], SUMS_TILES[v % 2]
@@ -152,16 +145,17 @@ class Panel:
 
     def scale(self, g: Any, row: int) -> Any:
         """A row's scale, for all columns."""
-        return T.bind(T.broadcast(T.reinterpret("float32", self.of.X[self.x(g, row, SCALE)]), LANES))
+        return T.bind(T.broadcast(T.reinterpret("float32", self.group(g).x(row, SCALE)), LANES))
 
     def zero(self, g: Any, row: int) -> Any:
         """What the sum of no products looks like, weights being unsigned (see dot.py), for all columns."""
-        bits = T.int32(ONES) - self.of.X[self.x(g, row, START)]
+        start = T.reinterpret("uint32", self.group(g).x(row, START))
+        bits = T.uint32(2 * ONES) - start  # ONES without what start has more than that
         return T.bind(T.broadcast(T.reinterpret("float32", bits), LANES))
 
 
 def tile(symbol: str, shape: Shape, finish: str) -> Any:
-    """As quantized.tile, but rows of x lie behind each other: row i's from xat[0] + i * k / 32 * RECORD."""
+    """As quantized.tile."""
     rows, vectors = shape.rows, shape.nr // LANES
     width = shape.nr // 2 if finish == "swiglu" else shape.nr
     sizes = {"ones": (1,), "codes": (vectors, CODES), "scales": (2, vectors), "sums": (2, vectors, rows)}

@@ -2,7 +2,7 @@
 
 A vector of weights is int32 lanes of four unsigned bytes, each its code plus `zero`; x is the four int8 codes
 that every lane is multiplied by. A group's sum begins at -zero * (the sum of its x), which makes up for the
-offset.
+offset, and at ONES, which makes a float32 of it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,10 @@ from typing import Any, Protocol
 from tvm.tirx.script import builder as T
 
 from ..isa import Isa
+
+# As float32 these bits are 1.5 * 2**23, where the last one counts ones. A sum that begins at them is, as
+# float32, that plus the sum, exactly: no conversion is needed, only to take it away again.
+ONES, ONES_FLOAT = 0x4B400000, 1.5 * 2**23
 
 
 class Dot(Protocol):
@@ -30,13 +34,13 @@ class Dot(Protocol):
         """What all rows need of a vector of weights."""
 
     def start(self, first: Any) -> Any:
-        """A running sum that begins at the int32 `first`, or at 0 where `total` adds it."""
+        """A running sum that begins at the int32 `first`, or at 0 where `total` adds that."""
 
     def add(self, sums: Any, weight: tuple[Any, ...], x: Any) -> Any:
         """The running sum and 4 more products a lane; x: int32, four codes."""
 
     def total(self, sums: Any, first: Any) -> Any:
-        """The group's sum."""
+        """The group's sum and ONES."""
 
 
 def dot(isa: Isa, bits: int) -> Dot:
@@ -177,7 +181,7 @@ class Signed:
         return T.broadcast(T.int8(0), 4 * self.lanes) - codes
 
     def start(self, first: Any) -> Any:
-        return T.broadcast(T.int32(0), self.lanes)
+        return T.broadcast(first, self.lanes)
 
     def add(self, sums: Any, weight: tuple[Any, ...], x: Any) -> Any:
         code, size = weight
