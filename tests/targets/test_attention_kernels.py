@@ -119,6 +119,19 @@ def test_grouped_attention(level: isa.Isa, heads: int, groups: int, dk: int, dv:
         assert built.check_feeds(feeds(built.kernel, *shape)) is None, shape
 
 
+@pytest.mark.parametrize("level", HERE, ids=str)
+def test_keys_that_are_no_whole_tiles(level: isa.Isa) -> None:
+    """Few keys go one by one, and a last tile of more is moved back: nothing beyond is read or written."""
+    kernel = grouped_kernel(4, 4, 16, 24)
+    keys = int(space.space(kernel, level).default["keys"])
+    built = bench(kernel, level, lone=keys * 3 // 2)
+    for cached in range(0, 40, 3):
+        operands = feeds(built.kernel, 1, 1, cached, 0)
+        for past in operands[1:3]:
+            past[:, :, cached + 1 :] = np.nan
+        assert built.check_feeds(operands) is None, cached
+
+
 @pytest.mark.parametrize(
     "kernel", [latent_kernel(16), grouped_kernel(8, 2, 16, 16)], ids=lambda kernel: kernel.kind
 )

@@ -13,7 +13,7 @@ namespace {
 // --- latent attention ----------------------------------------------------------------------------------------
 
 enum LatentDim { HEADS, NOPE, ROPE, LATENT, VALUE, PAIRS_IN, PAIRS_OUT, Q_WIDTH, Q_START };
-enum LatentKnob { NR, FEW, MANY, BLOCK, SPAN, PATH, ABSORB };
+enum LatentKnob { NR, FEW, MANY, LONE, BLOCK, SPAN, PATH, ABSORB };
 enum LatentInput { Q, COS, SIN, CACHE, ROTARY_KEYS, MASK, W_UK_Q, W_UK, W_UV };
 enum LatentFunction {
   SCORE_FEW, SOFTEN_FEW, WEIGH_FEW, SCORE_MANY, SOFTEN_MANY, WEIGH_MANY, SCORE_KEYS, WEIGH_KEYS,
@@ -128,9 +128,9 @@ void absorbed(Latent& a, float* out) {
   prepare(a, true);
   const bool few = a.heads * a.tokens <= a.knob(FEW);
   const int first = few ? SCORE_FEW : SCORE_MANY;
-  const int64_t lanes = a.knob(few ? FEW : MANY);
-  Form form{lanes, a.latent + a.rope, a.latent, a.latent, a.knob(BLOCK), a.knob(SPAN),
-            a.knob(BLOCK) * (a.latent + a.rope),
+  const int64_t lanes = a.knob(few ? FEW : MANY), block = a.knob(few ? LONE : BLOCK);
+  Form form{lanes, a.latent + a.rope, a.latent, a.latent, block, a.knob(SPAN),
+            a.latents.widen ? block * (a.latent + a.rope) : 0,
             a.function<Score>(first), a.function<Soften>(first + 1), a.function<Weigh>(first + 2),
             a.function<Merge>(MERGE_LATENT), a.scale()};
   Job job{a.batch, a.heads * a.tokens, a.heads, 1, a.keys, a.tokens, kGroupRows, a.mask};
@@ -143,7 +143,8 @@ void absorbed(Latent& a, float* out) {
       [&](int64_t b, int64_t start, int64_t count, float* memory) {
         const int64_t at = b * a.room + start;
         const float* latents = a.latents.rows(at, count, memory);
-        return Block{latents, a.rotary_keys.rows(at, count, memory), latents, a.latents.row(at + count)};
+        const void* next = a.latents.row(at + count);
+        return Block{latents, a.rotary_keys.rows(at, count, memory), latents, next, next};
       },
       [&](int64_t b, int64_t row) { return a.mixed + (a.row(b, 0, 0) + row) * a.latent; });
   if (!a.call.failed()) project_values(a, out);
@@ -176,7 +177,8 @@ void materialised(Latent& a, float* out) {
         const void* w_uv = a.weight(W_UV, n, a.value_padded * a.latent);
         multiply(project, latents, a.latent, w_uk, keys, a.nope_padded, count, a.nope_padded / a.nr);
         multiply(project, latents, a.latent, w_uv, values, a.value_padded, count, a.value_padded / a.nr);
-        return Block{keys, a.rotary_keys.rows(at, count, memory), values, a.latents.row(at + count)};
+        const void* next = a.latents.row(at + count);
+        return Block{keys, a.rotary_keys.rows(at, count, memory), values, next, next};
       },
       [&](int64_t set, int64_t t) { return out + a.row(set / a.heads, t, set % a.heads) * a.value; });
 }
@@ -205,7 +207,7 @@ void latent_attention(Call& call) {
 // --- grouped attention ---------------------------------------------------------------------------------------
 
 enum GroupedDim { G_HEADS, G_GROUPS, G_KEY, G_VALUE };
-enum GroupedKnob { G_FEW, G_MANY, G_BLOCK, G_SPAN };
+enum GroupedKnob { G_FEW, G_MANY, G_LONE, G_BLOCK, G_SPAN };
 enum GroupedFunction { G_MERGE = 6, G_WIDEN };  // behind those of both forms
 
 void attention(Call& call) {
@@ -223,11 +225,10 @@ void attention(Call& call) {
   if (!out) return;
   const bool few = share * tokens <= knobs[G_FEW];
   void* const* functions = call.row.functions + (few ? 0 : 3);
-  const int64_t lanes = knobs[few ? G_FEW : G_MANY];
+  const int64_t lanes = knobs[few ? G_FEW : G_MANY], block = knobs[few ? G_LONE : G_BLOCK];
   const auto widen = stores(call, 1, BF16) ? reinterpret_cast<Widen>(call.row.functions[G_WIDEN]) : nullptr;
   const Cache past_keys{keys.as<char>(), key, widen}, past_values{values.as<char>(), value, widen};
-  Form form{lanes, key, value, key, knobs[G_BLOCK], knobs[G_SPAN],
-            knobs[G_BLOCK] * (key + value),
+  Form form{lanes, key, value, key, block, knobs[G_SPAN], widen ? block * (key + value) : 0,
             reinterpret_cast<Score>(functions[0]), reinterpret_cast<Soften>(functions[1]),
             reinterpret_cast<Weigh>(functions[2]), reinterpret_cast<Merge>(call.row.functions[G_MERGE]),
             float(call.row.reals[0])};
@@ -240,7 +241,8 @@ void attention(Call& call) {
       [&](int64_t set, int64_t start, int64_t count, float* memory) {
         const int64_t at = set * room + start;
         const float* first = past_keys.rows(at, count, memory);
-        return Block{first, nullptr, past_values.rows(at, count, memory), past_keys.row(at + count)};
+        const float* second = past_values.rows(at, count, memory);
+        return Block{first, nullptr, second, past_keys.row(at + count), past_values.row(at + count)};
       },
       [&](int64_t set, int64_t row) { return out + place(set, row) * value; });
 }

@@ -9,7 +9,7 @@
 namespace moec {
 
 // The generated functions; kernels/attention.py and kernels/matmul.py say what they do.
-using Score = void (*)(const float* first, const float* second, const float* next, const float* q, float* s,
+using Score = void (*)(const float* first, const float* second, const void* next, const float* q, float* s,
                        int32_t keys);
 using Soften = void (*)(float* s, const int32_t* at, const int32_t* limit, float* most, float* total, float* carry,
                         int32_t keys);
@@ -22,12 +22,12 @@ using Multiply = void (*)(const float* x, const int64_t* xat, const void* w, flo
                           const float* extra, int32_t panels);
 
 constexpr float kBottom = -3.0e38f;  // no key seen yet; differences of it stay numbers
-constexpr int64_t kMaxKeyRows = 16;  // score writes whole tiles of keys, this many at most
+constexpr int64_t kKeyRows = 16;     // stretches are whole tiles of keys, this many at most
 constexpr int kHeights = 3;          // products come for 1, 2 and 4 rows
 constexpr int64_t kGroupRows = 128;  // rows that a block of keys serves while it is in the cache
 constexpr int64_t kMostTasks = 64;   // keys are not split further; merge has room for as many parts
 constexpr int64_t kMergeRows = 4;    // rows merged by one task
-constexpr int64_t kMaxLanes = 64, kSpread = 16;  // of a panel; columns of queries transposed at a time
+constexpr int64_t kMaxLanes = 64;    // of a panel
 constexpr int64_t kMostPartials = 4 << 20;  // floats of half the sums to merge
 
 // One way to attend: how wide panels are and the functions generated for that width.
@@ -53,10 +53,12 @@ struct Job {
   const int64_t* mask;      // [batch, keys], 0 where no key is
 };
 
-// Keys and values of one block, and where the keys of the next lie.
+// Keys and values of one block, and where those of the next lie, as they are stored.
 struct Block {
   const float *first, *second, *values;
-  const void* next;
+  const void *next_keys, *next_values;
+
+  void last() { next_keys = first, next_values = values; }  // nothing to ask for
 };
 
 // A cache [.., width] of float32 or, with a function that widens it, of bfloat16.
@@ -81,11 +83,10 @@ struct Parts {
   const float *first, *second;
 };
 
-// Rows become the lanes of q [count, lanes], few columns at a time so that what is written stays in the cache.
+// Rows become the lanes of q [count, lanes].
 inline void spread(const float* const* rows, int64_t used, int64_t lanes, int64_t count, float scale, float* q) {
-  for (int64_t start = 0; start < count; start += kSpread)
-    for (int64_t i = 0; i < used; ++i)
-      for (int64_t d = start; d < std::min(count, start + kSpread); ++d) q[d * lanes + i] = rows[i][d] * scale;
+  for (int64_t d = 0; d < count; ++d)
+    for (int64_t i = 0; i < used; ++i) q[d * lanes + i] = rows[i][d] * scale;
 }
 
 // y[i] = x[i] @ w for rows `xstep` and `ystep` apart and a packed w; functions are those for 1, 2 and 4 rows.
@@ -114,7 +115,7 @@ struct Division {
     while (job.sets * groups * splits < kMostTasks && job.keys > form.span * splits * 3 / 2 &&
            job.sets * splits * floats < kMostPartials)
       splits *= 2;
-    stretch = ((job.keys + splits - 1) / splits + kMaxKeyRows - 1) / kMaxKeyRows * kMaxKeyRows;
+    stretch = ((job.keys + splits - 1) / splits + kKeyRows - 1) / kKeyRows * kKeyRows;
     splits = (job.keys + stretch - 1) / stretch;
   }
 };
@@ -157,7 +158,7 @@ struct Task {
 
   static int64_t size(const Form& form, int64_t count) {
     const int64_t lanes = form.lanes;
-    return count * lanes * (form.width + 1) + (form.block + kMaxKeyRows) * lanes + lanes + form.block + form.room;
+    return count * lanes * (form.width + 1) + form.block * lanes + lanes + form.block + form.room;
   }
 
   Task(const Form& form, const Job& job, int64_t set, int64_t first, int64_t count, int64_t start, int64_t stop,
@@ -165,7 +166,7 @@ struct Task {
       : form(form), job(job), set(set), first(first), count(count), start(start), stop(stop) {
     q = memory;
     s = q + count * form.lanes * form.width;
-    carry = s + (form.block + kMaxKeyRows) * form.lanes;
+    carry = s + form.block * form.lanes;
     room = carry + form.lanes;
     limit = reinterpret_cast<int32_t*>(room + form.room);
     at = limit + count * form.lanes;
@@ -206,10 +207,10 @@ struct Task {
       const int64_t seen = std::min(form.block, end - k);
       for (int64_t i = 0; i < seen; ++i) at[i] = mask[k + i] ? int32_t(k + i) : INT32_MAX;
       Block block = keys(set, k, seen, room);
-      if (k + form.block >= end) block.next = block.values;
+      if (k + form.block >= end) block.last();
       for (int64_t panel = 0; panel < count; ++panel) {
         step(block, panel, k, seen, sums);
-        block.next = block.values;
+        block.last();
       }
     }
   }
@@ -218,9 +219,9 @@ struct Task {
     const int64_t lanes = form.lanes, row = panel * lanes, used = rows(panel);
     seen = std::min<int64_t>(seen, limit[row + used - 1] - k);
     if (seen <= 0) return;
-    form.score(block.first, block.second, block.values, q + row * form.width, s, int32_t(seen));
+    form.score(block.first, block.second, block.next_keys, q + row * form.width, s, int32_t(seen));
     form.soften(s, at, limit + row, sums.most + row, sums.total + row, carry, int32_t(seen));
-    form.weigh(s, block.values, block.next, sums.acc + row * form.value, carry, int32_t(seen), int32_t(used));
+    form.weigh(s, block.values, block.next_values, sums.acc + row * form.value, carry, int32_t(seen), int32_t(used));
   }
 };
 
