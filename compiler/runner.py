@@ -117,24 +117,28 @@ class Artifact:
 
         mask i64 [B, S+T] covers the S cached tokens and the new ones: 0 for padding, which is on the left.
         """
-        return np.asarray(self.run(ids, mask, cache).get_outputs()[-1].numpy())
+        return np.asarray(self.run(ids, mask, self.bound(cache)).get_outputs()[-1].numpy())
+
+    def bound(self, cache: Cache) -> Any:
+        """A binding of these caches, to run with as often as one likes, for one result."""
+        binding = self.session.io_binding()
+        bind(binding, cache)
+        return binding
 
     def run(
         self,
         ids: Array,
         mask: Array,
-        cache: Cache,
+        binding: Any,
         place: Any = None,
         result: str = "logits",
         choose: Sampler = GREEDY,
     ) -> Any:
-        """The same step; gives the binding that it ran with, whose last output is the result: "logits" or,
-        where the artifact chooses, "token". place: where it goes, None for a new array.
+        """The same step with caches that are bound; gives the binding, whose last output is the result:
+        "logits" or, where the artifact chooses, "token". place: where it goes, None for a new array.
         """
-        binding = self.session.io_binding()
         binding.bind_cpu_input("input_ids", np.ascontiguousarray(ids, np.int64))
         binding.bind_cpu_input("attention_mask", np.ascontiguousarray(mask, np.int64))
-        bind(binding, cache)
         for name, wish in choose.wishes(len(ids)).items() if self.chooses else ():
             binding.bind_cpu_input(name, wish)
         if place is None:

@@ -8,11 +8,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from moec.targets.flags import cpu_flags
 
-from .benchmarks import gguf_model, llama, moe, nbits, shapes
+from .benchmarks import gguf_model, hollow, llama, moe, nbits, shapes
 from .benchmarks.absent import Absent, need, present
 from .benchmarks.ceilings import Ceilings, ceilings
 from .benchmarks.quantized import floated
@@ -153,3 +154,32 @@ def test_a_ceiling_is_a_peer_whose_ratio_is_our_share() -> None:
     assert setting.floors(read=1e9, int8=4e9) == {"read bandwidth": 0.05, "int8 peak": 0.01}
     matrices = Setting(1, "0", Path(), Ceilings(1, 20e9, 100e9, 400e9, 4000e9))
     assert matrices.floors(int8=4e9) == {"int8 peak": 0.01, "int8 peak in matrices": 0.001}
+
+
+@pytest.mark.parametrize(("bits", "zero"), [(4, 8), (8, 128)])
+def test_what_fills_codes_and_scales_keeps_the_variance(bits: int, zero: int, tmp_path: Path) -> None:
+    """A weight of 3 panels of 16 rows and 64 columns, as a model without its large weights names it."""
+    later, groups = f"{hollow.PREFIX}001.bin", 2
+    codes, scales = 3 * 16 * 64 * bits // 8, 3 * groups * 16 * 2
+    tensors = [
+        placed("codes", onnx.TensorProto.UINT8, [3, codes // 3], later, 0, codes),
+        placed("scales", onnx.TensorProto.FLOAT16, [3, groups, 16], later, 4096, scales),
+        placed("there", onnx.TensorProto.FLOAT, [4], "weights-001.bin", 0, 16),
+    ]
+    graph = onnx.helper.make_graph([], "hollow", [], [], tensors)
+    (tmp_path / "hollow").mkdir()
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "hollow" / "model.onnx")
+    assert hollow.fill(tmp_path / "hollow", tmp_path / "whole") == codes + scales
+    content = (tmp_path / "whole" / later).read_bytes()
+    stored, each = np.frombuffer(content[:codes], np.uint8), np.frombuffer(content[4096:], np.float16)
+    numbers = np.hstack([stored & 15, stored >> 4]) if bits == 4 else stored
+    assert len(each) == 3 * groups * 16
+    assert (numbers.astype(float) - zero).std() * each.max() == pytest.approx(64**-0.5, rel=0.1)
+
+
+def placed(name: str, kind: int, dims: list[int], file: str, offset: int, length: int) -> onnx.TensorProto:
+    """A tensor whose bytes lie in a file."""
+    tensor = onnx.TensorProto(name=name, data_type=kind, dims=dims, data_location=onnx.TensorProto.EXTERNAL)
+    for key, value in (("location", file), ("offset", offset), ("length", length)):
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor

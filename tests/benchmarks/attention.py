@@ -10,10 +10,10 @@ from onnx import helper
 
 from moec.targets.base import Kernel
 from moec.targets.cases_attention import attention_feeds, latent_feeds
-from moec.targets.cpu.device import Bench
+from moec.targets.cpu.device import Bench, places
 from moec.targets.cpu.sample import aligned, spread
 
-from .kernels import floats, opened
+from .kernels import floats, opened, placed
 from .onnx_session import session
 from .setting import FLOATS, READ, Setting
 from .timing import Row, interleave, rows
@@ -65,7 +65,7 @@ def called(bench: Bench, calls: list[list[Any]]) -> Callable[[], object]:
     ours, binding = bench.session(each)
     for output in ours.get_outputs():
         binding.bind_output(output.name, "cpu")
-    return lambda: ours.run_with_iobinding(binding)
+    return placed(lambda: ours.run_with_iobinding(binding), bench.device.threads)
 
 
 def core(heads: int, threads: int) -> Callable[[], object]:
@@ -120,8 +120,8 @@ def attention_24(heads: int, threads: int, projected: bool) -> Callable[[], obje
         for copy in range(COPIES):
             weights |= projections(heads, copy)
     results = [f"{'z' if projected else 'y'}{call}" for call in range(CALLS)]
-    peer = session(nodes, weights, feeds, results, threads)
-    return lambda: peer.run(None, feeds)
+    peer = session(nodes, weights, feeds, results, threads, places(threads))
+    return placed(lambda: peer.run(None, feeds), threads)
 
 
 def projections(heads: int, copy: int) -> dict[str, Any]:

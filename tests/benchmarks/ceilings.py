@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -65,9 +66,18 @@ def ceilings(threads: int, build: Path) -> Ceilings:
 
 
 def rate(pool: ThreadPoolExecutor, work: Callable[[int], float], threads: int) -> float:
-    """Work per second of one try; calls into the loops let go of Python's lock."""
+    """Work per second of one try, each thread on a processor of its own; the loops let go of Python's lock.
+
+    Left to itself, a thread that is woken stays with its waker: two of them did 190 to 244 of 366 GFLOP/s.
+    """
+    allowed = sorted(os.sched_getaffinity(0))
+
+    def placed(thread: int) -> float:
+        os.sched_setaffinity(0, {allowed[thread % len(allowed)]})
+        return work(thread)
+
     start = time.perf_counter()
-    done = sum(pool.map(work, range(threads)))
+    done = sum(pool.map(placed, range(threads)))
     return done / (time.perf_counter() - start)
 
 

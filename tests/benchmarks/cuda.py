@@ -51,7 +51,7 @@ DECODE: Mapping[tuple[int, int, int], Sequence[float | None]] = {
     (32, 4096, 16): (54.4, 101.4, None),
 }
 KINDS = (("mla_decode", "decode", peers.Decode), ("latent_attention", "whole", peers.Latent))
-PREFILL = ((1, 1024), (1, 4096), (4, 2048))  # sequences and their tokens
+PREFILL = ((1, 1024), (1, 4096), (4, 2048), (1, 16384))  # sequences and their tokens
 LIMIT = 2e-2  # of the largest value, between us and a peer
 
 

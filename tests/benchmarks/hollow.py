@@ -5,42 +5,77 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
+from moec.compiler import manifest
+from moec.compiler.artifact import fingerprint
 from moec.compiler.ir import DTYPES
 from moec.compiler.manifest import NAME
+from moec.compiler.ops.quantize import GROUP
 from moec.compiler.session import MODEL
 
 TILE = (1 << 22) + 4099  # random numbers that repeat; no multiple of a row, so rows differ
 PIECE = 128 << 20  # bytes that one thread writes at a time
 PREFIX = "later-"
+BF16, CODES = onnx.TensorProto.BFLOAT16, onnx.TensorProto.UINT8
+DEVIATION = {4: 4.6, 8: 74.0}  # bits -> how much a code varies where all are equally likely
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """How numbers are drawn: bf16 normal, codes evenly, or scales of codes of so many bits, all the same.
+
+    width: of the rows whose products with x are to keep its variance; 0 for codes, which their scales tell.
+    """
+
+    kind: int
+    width: int
+    bits: int = 0
+
+    def tile(self) -> Any:
+        """TILE of them, as bytes."""
+        random = np.random.default_rng(0)
+        if self.kind == CODES:
+            return random.integers(0, 256, TILE, np.uint8)
+        deviation = np.float32(self.width**-0.5)
+        if self.kind == BF16:
+            numbers = random.standard_normal(TILE, np.float32) * deviation
+            return numbers.astype(DTYPES["bf16"]).view(np.uint8)
+        return np.full(TILE, deviation / DEVIATION[self.bits], np.float16).view(np.uint8)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Bytes of a file that hold a part of a tensor whose rows have `width` numbers."""
+    """Bytes of a file that hold a part of a tensor."""
 
     file: str
     start: int
     length: int
-    width: int
+    drawn: Drawn
 
 
 def fill(hollow: Path, out: Path) -> int:
-    """An artifact with all files, large weights normal and of variance 1 / width; gives their bytes."""
+    """An artifact with all files, large weights of variance 1 / width; gives the bytes of those."""
     shutil.copytree(hollow, out, dirs_exist_ok=True)
     places = list(places_of(out))
-    tiles = tiles_of({each.width for each in places})
+    tiles = {drawn: drawn.tile() for drawn in {each.drawn for each in places}}
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        list(pool.map(lambda place: write(out, place, tiles[place.width]), pieces(places)))
+        list(pool.map(lambda place: write(out, place, tiles[place.drawn]), pieces(places)))
     return sum(place.length for place in places)
+
+
+def seal(folder: Path) -> None:
+    """Has the manifest of a filled artifact name the files as they are, so that it loads like any other."""
+    found = manifest.read(folder)
+    later = {name: fingerprint(folder / name) for name in found.files if name.startswith(PREFIX)}
+    replace(found, files={**found.files, **later}).write(folder)
 
 
 def roomy(hollow: Path) -> Path:
@@ -53,26 +88,25 @@ def roomy(hollow: Path) -> Path:
 
 
 def places_of(folder: Path) -> Iterator[Place]:
-    """Where the large weights go, by the model."""
+    """Where the large weights go, by the model; scales come right behind their codes."""
+    codes = 0  # bytes of the last ones
     for tensor in onnx.load(folder / MODEL, load_external_data=False).graph.initializer:
         at = {each.key: each.value for each in tensor.external_data}
-        if at.get("location", "").startswith(PREFIX):
-            yield Place(at["location"], int(at["offset"]), int(at["length"]), int(tensor.dims[-1]))
+        if not at.get("location", "").startswith(PREFIX):
+            continue
+        start, length, kind = int(at["offset"]), int(at["length"]), int(tensor.data_type)
+        if kind in (BF16, CODES):
+            drawn, codes = Drawn(kind, int(tensor.dims[-1]) if kind == BF16 else 0), length
+        else:  # [.., groups along k, rows]
+            drawn = Drawn(kind, int(tensor.dims[-2]) * GROUP, codes * 8 * 2 // (length * GROUP))
+        yield Place(at["location"], start, length, drawn)
 
 
 def pieces(places: Sequence[Place]) -> Iterator[Place]:
     """The same in parts."""
     for each in places:
         for begin in range(0, each.length, PIECE):
-            yield Place(each.file, each.start + begin, min(PIECE, each.length - begin), each.width)
-
-
-def tiles_of(widths: set[int]) -> Mapping[int, Any]:
-    """Random numbers bf16 [TILE] for each width, as bytes."""
-    drawn = np.random.default_rng(0).standard_normal(TILE, np.float32)
-    return {
-        width: (drawn * np.float32(width**-0.5)).astype(DTYPES["bf16"]).view(np.uint8) for width in widths
-    }
+            yield Place(each.file, each.start + begin, min(PIECE, each.length - begin), each.drawn)
 
 
 def write(folder: Path, place: Place, tile: Any) -> None:

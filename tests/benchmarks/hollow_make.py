@@ -1,7 +1,7 @@
 """An artifact without its large weights, to be filled with random numbers on another machine (hollow.py).
 
 Files, kernels and sizes are those of any artifact; small weights are there and drawn as usual. The large
-ones, matrices in bf16, only have their places in files that are still to be written.
+ones, matrices in bf16, and all codes with their scales only have their places in files still to be written.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from typing import Any
 from moec.compiler import artifact, driver, library
 from moec.compiler.blobs import HUGE, LIMIT, Blobs, labels
 from moec.compiler.conditions import conditions
-from moec.compiler.ir import Graph, Value
+from moec.compiler.ir import Graph, Value, walk
 from moec.compiler.manifest import File
 from moec.compiler.onnx_graph import Naming, Stored, frontier, to_onnx
+from moec.compiler.ops.quantize import QUANTIZE
 from moec.compiler.planning import NOTHING, planned
-from moec.compiler.policy import cache_of, policy_of
+from moec.compiler.policy import NONE, cache_of, policy_of
 from moec.compiler.progress import Steps, quiet
 from moec.compiler.rooms import target_of
 from moec.compiler.rounding import Rounding, stored_weights
@@ -33,14 +34,21 @@ LARGE = 1 << 20  # bytes from which a matrix is left out
 
 
 def make(
-    config: Path, out: Path, target: str, isa: str, log: Path | None = None, tell: Steps = quiet
+    config: Path,
+    out: Path,
+    target: str,
+    isa: str | None,
+    log: Path | None = None,
+    tell: Steps = quiet,
+    quant: str = NONE,
+    threads: int = 1,
 ) -> None:
     """Compiles a model of that config, with the best schedules of the log, into a hollow artifact."""
     machine, clock, teller = target_of(target, isa), driver.Clock(tell), Teller()
     source = resolve("", config, 0)
-    policy, cache = policy_of("none", None, machine.policies), cache_of(machine, None)
+    policy, cache = policy_of(quant, None, machine.policies), cache_of(machine, None)
     front = driver.understand(source, machine, clock, None, False, policy, cache)
-    called = conditions(machine, front.graph, front.kernels.values(), 1)
+    called = conditions(machine, front.graph, front.kernels.values(), threads)
     known = Log(log or default_path(), machine.measured)
     plan = planned(front, known, NOTHING, called, tell, False, False, teller)
     with artifact.writing(out, force=True) as folder:
@@ -71,8 +79,9 @@ def store(folder: Path, graph: Graph, weights: Any, naming: Naming) -> dict[str,
 
 def is_large(value: Value) -> bool:
     """Whether the weight is left out."""
-    matrix = value.type.rank > 1 and value.type.dtype == "bf16"
-    return matrix and nbytes(value.type) >= LARGE
+    if any(node.op is QUANTIZE for node in walk([value])):
+        return True
+    return value.type.rank > 1 and value.type.dtype == "bf16" and nbytes(value.type) >= LARGE
 
 
 def placed(tensors: Sequence[tuple[str, int]]) -> tuple[list[Stored], dict[str, File]]:

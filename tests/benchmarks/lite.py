@@ -10,9 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from moec.compiler import compile_model
-
-from . import gguf_model, llama, shapes
+from . import gguf_model, hollow, hollow_make, llama, shapes
 from .absent import expect_memory, present
 from .setting import Setting, told
 from .timing import Row, rows
@@ -50,21 +48,19 @@ def compared(setting: Setting, quant: str, form: str) -> Iterator[Row]:
 
 
 def artifact(setting: Setting, quant: str) -> Path:
-    """The compiled model; made when missing. Raises Absent where it would not fit memory."""
+    """The model with the schedules that are known, and random codes as its peer has them; made when missing.
+
+    Raises Absent where it would not fit memory.
+    """
     expect_memory(gguf_model.total(shapes.V2_LITE, "Q4_0" if quant == "int4" else "Q8_0"))
     out = setting.build / f"v2-lite-{quant}"
     if not (out / "manifest.json").exists():
         config = shapes.write_config(setting.build / "v2-lite", shapes.V2_LITE)
-        compile_model(
-            config=config,
-            random_weights=0,
-            quant=quant,
-            out=out,
-            budget=setting.budget,
-            threads=setting.threads,
-            prove=False,
-            progress=told,
-        )
+        empty, partial = (setting.build / f"{out.name}.{state}" for state in ("hollow", "partial"))
+        hollow_make.make(config, empty, "cpu", None, tell=told, quant=quant, threads=setting.threads)
+        hollow.fill(empty, partial)
+        hollow.seal(partial)
+        partial.rename(out)
     return out
 
 
@@ -94,8 +90,5 @@ def bench(out: Path, threads: int, prompt: int, new: int) -> dict[str, Any]:
 
 def llama_measured(program: Path, path: Path, threads: int) -> dict[str, float]:
     """Tokens per second of prefill and decode."""
-    prefill, decode = (
-        median(llama.run(program, path, threads, prompt, new, RUNS)[0].tokens_per_second)
-        for prompt, new in ((PROMPT, 0), (0, NEW))
-    )
-    return {"prefill": prefill, "decode": decode}
+    speeds = llama.run(program, path, threads, PROMPT, NEW, RUNS)
+    return {"decode" if each.new else "prefill": median(each.tokens_per_second) for each in speeds}

@@ -15,7 +15,8 @@ from typing import Any
 from . import gguf_model
 from .absent import Absent, need
 
-PACKAGE = "llama-cpp-python==0.3.36"
+NAME = "llama-cpp-python"
+PACKAGE = f"{NAME}==0.3.36"
 OPTIONS = (
     *("-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", "-DBUILD_SHARED_LIBS=OFF", "-DLLAMA_CURL=OFF"),
     *("-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_SERVER=OFF"),
@@ -54,8 +55,8 @@ def tool(name: str) -> str:
 
 
 def unpacked(folder: Path) -> Path:
-    """The source of llama.cpp, downloaded once."""
-    fetch = ("download", "--quiet", "--no-binary", ":all:", "--no-deps", "--dest", folder, PACKAGE)
+    """The source of llama.cpp, downloaded once; with `--no-binary :all:` pip would build its tools too."""
+    fetch = ("download", "--quiet", "--no-binary", NAME, "--no-deps", "--dest", folder, PACKAGE)
     if not (archives := list(folder.glob("llama_cpp_python-*.tar.gz"))):
         told(sys.executable, "-m", "pip", *fetch)
         archives = list(folder.glob("llama_cpp_python-*.tar.gz"))

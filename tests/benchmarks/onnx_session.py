@@ -11,11 +11,16 @@ from onnx import TensorProto, helper
 TYPES = {"f": TensorProto.FLOAT, "u": TensorProto.UINT8}
 
 
-def alone(threads: int) -> ort.SessionOptions:
-    """Options of a session whose threads rest between calls, as a Bench's do: spinning, they slow others."""
+def alone(threads: int, others: str = "") -> ort.SessionOptions:
+    """Options of a session whose threads rest between calls, as a Bench's do: spinning, they slow others.
+
+    others: where its threads run but for the caller, as device.places spells it, for callers that stay apart.
+    """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if others:
+        options.add_session_config_entry("session.intra_op_thread_affinities", others)
     return options
 
 
@@ -25,6 +30,7 @@ def session(
     inputs: Iterable[str],
     outputs: Iterable[str],
     threads: int,
+    others: str = "",
 ) -> ort.InferenceSession:
     """A session on these nodes; weights by name are its own, inputs and outputs are float32."""
     stored = [
@@ -40,4 +46,5 @@ def session(
     )
     domains = [helper.make_opsetid("", 24), helper.make_opsetid("com.microsoft", 1)]
     proto = helper.make_model(graph, opset_imports=domains, ir_version=10)
-    return ort.InferenceSession(proto.SerializeToString(), alone(threads), providers=["CPUExecutionProvider"])
+    options = alone(threads, others)
+    return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
