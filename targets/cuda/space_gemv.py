@@ -42,7 +42,7 @@ def space(kernel: Kernel, sm: Sm) -> Space:
             "v_split": (1, 2, 4, 8, 16),
             "v_groups": (1, 2, 4, 8) if combines else (1,),
             "v_unroll": (1, 2, 4, 8),
-            "v_depth": (1, 2, 3, 4),
+            "v_depth": (1, 2, 3, 4, 6, 8, 11),
             "v_blocks": (1, 2, 3, 4),
             "v_early": (0, 1) if combines else (0,),
             "v_stay": (0,) if combines else (1, 2, 3, 4) if grouped else (0, 1, 2, 3, 4),

@@ -145,5 +145,5 @@ SPACES: Mapping[str, Callable[[Kernel, Sm], Space]] = {
     "rotary": threads_alone(128),
     "append": threads_alone(128),
     "attention": attention,
-    "choose_token": lambda kernel, sm: Space({"threads": BLOCKS[2:]}, {"threads": BLOCKS[-1]}),
+    "choose_token": lambda kernel, sm: Space({"threads": BLOCKS[2:]}, {"threads": 512}),
 }

@@ -41,7 +41,7 @@ def floats(*shape: int, seed: int = 0) -> Any:
 def matmul(setting: Setting) -> Iterator[Row]:
     """One dense product beside MLAS, onnxruntime's MatMul; each call of a run has weights of its own.
 
-    At one row both waited for memory, at 93 and 87 % of what plain loads read in that run: 1.15 would take 99.5.
+    At one row both waited for memory, at 93 and 87 % of what plain loads read in that run; 1.15 takes 99.5.
     """
     kernel = Kernel("linear", (("k", 2048), ("n", 1408)))
     bench = opened(kernel, setting.threads)

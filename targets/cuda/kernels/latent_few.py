@@ -92,11 +92,11 @@ def project_parts(kernel: Kernel, schedule: Schedule, sm: Sm) -> Step:
             shared = T.alloc_shared((WARPS, plan.sums * LANES), F32)
             sums_ = T.alloc_shared((WARPS, latent), F32)
             mixed = T.alloc_shared((plan.tokens, latent + 8), BF16)
+            T.pdl_trigger()  # already here: what follows asks for its weights while parts are added up
             weights_(ws, x7, h * (nope + value) + nope, c, warp, lane, 0, 0, True)
             many[0] = parts(schedule, heads, sm, batch, tokens, seen)  # once: it takes divisions
             T.clear(sums)
             T.pdl_sync()
-            T.pdl_trigger()
             for token in T.serial(m):
                 add_parts(s2, s3, token * heads + h, many[0], warp, lane, part, own_)
                 for v in T.unroll(own // vector):

@@ -81,11 +81,18 @@ def add_up(own: Any, t: Any, warps: int, totals: Any, before: Any) -> None:
         totals[t // LANES] = upto
     T.sync_threads()
     before[0] = upto - own
-    before[1] = T.int64(0)
-    for w in T.unroll(warps):
-        if w < t // LANES:
-            before[0] += totals[w]
-        before[1] += totals[w]
+    # Each warp adds up those before it by itself: one after the other they took most of a search's time.
+    upto = T.int64(0)
+    if t % LANES < warps:
+        upto = totals[t % LANES]
+    for step in T.unroll(5):
+        got = T.shfl_up(upto, 1 << step)
+        if t % LANES >= (1 << step):
+            upto += got
+    got = T.shfl_sync(upto, T.max(t // LANES - 1, 0))
+    if t >= LANES:
+        before[0] += got
+    before[1] = T.shfl_sync(upto, warps - 1)
 
 
 @T.macro
