@@ -120,7 +120,7 @@ class Artifact:
         return np.asarray(self.run(ids, mask, self.bound(cache)).get_outputs()[-1].numpy())
 
     def bound(self, cache: Cache) -> Any:
-        """A binding of these caches, to run with as often as one likes, for one result."""
+        """A binding of these caches, which must outlive it, to run with often, for one result."""
         binding = self.session.io_binding()
         bind(binding, cache)
         return binding
