@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,9 +17,10 @@ from moec.targets.flags import cpu_flags
 
 from .benchmarks import gguf_model, hollow, llama, moe, nbits, shapes
 from .benchmarks.absent import Absent, need, present
-from .benchmarks.ceilings import Ceilings, ceilings
+from .benchmarks.ceilings import FLOATS, INT8, MATRICES, READ, Ceiling, ceilings
 from .benchmarks.quantized import floated
 from .benchmarks.setting import Setting
+from .benchmarks.timing import interleave
 
 # What llama-bench prints of one test, without the fields that say how it was built.
 PRINTED = {
@@ -141,19 +144,21 @@ def test_the_peer_for_layers_means_the_same_routing_and_codes(accuracy: int, mos
 
 
 def test_ceilings_are_measured(tmp_path: Path) -> None:
-    found = ceilings(1, tmp_path)
-    assert found.read_bytes > 1e9
-    assert found.float_operations > 1e9
-    assert found.int8_operations > found.float_operations
-    assert (found.matrix_operations > found.int8_operations) == ("amx_int8" in cpu_flags())
-    assert "1 threads: read" in str(found)
+    rates = {name: ceiling.rate() for name, ceiling in ceilings(1, tmp_path).items()}
+    assert rates[READ] > 1e9
+    assert rates[FLOATS] > 1e9
+    assert rates[INT8] > rates[FLOATS]
+    assert (rates.get(MATRICES, 0) > rates[INT8]) == ("amx_int8" in cpu_flags())
 
 
-def test_a_ceiling_is_a_peer_whose_ratio_is_our_share() -> None:
-    setting = Setting(1, "0", Path(), Ceilings(1, 20e9, 100e9, 400e9))
-    assert setting.floors(read=1e9, int8=4e9) == {"read bandwidth": 0.05, "int8 peak": 0.01}
-    matrices = Setting(1, "0", Path(), Ceilings(1, 20e9, 100e9, 400e9, 4000e9))
-    assert matrices.floors(int8=4e9) == {"int8 peak": 0.01, "int8 peak in matrices": 0.001}
+def test_a_ceiling_is_a_contender_whose_ratio_is_our_share() -> None:
+    """A ceiling that does 4 units in 4 ms, beside a call of 4 ms that does 1 or half a unit."""
+    slow = Ceiling(4.0, 1, lambda _: time.sleep(0.004), ThreadPoolExecutor(1))
+    setting = Setting(1, "0", Path(), {READ: slow})
+    for amount in (1.0, 0.5):
+        taken = interleave({"moec": lambda: time.sleep(0.004), **setting.floors(read=amount, int8=1.0)}, 2)
+        assert list(taken) == ["moec", READ]
+        assert 0.2 < taken[READ] / taken["moec"] / (amount / 4) < 5
 
 
 @pytest.mark.parametrize(("bits", "zero"), [(4, 8), (8, 128)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,13 +10,14 @@ from onnx import helper
 
 from moec.targets.base import Kernel
 from moec.targets.cases_attention import attention_feeds, latent_feeds
-from moec.targets.cpu.device import Bench, places
+from moec.targets.cpu.device import Bench
 from moec.targets.cpu.sample import aligned, spread
 
+from .ceilings import FLOATS, READ
 from .kernels import floats, opened, placed
 from .onnx_session import session
-from .setting import FLOATS, READ, Setting
-from .timing import Row, interleave, rows
+from .setting import Setting
+from .timing import Batch, Row, interleave, rows
 
 CACHED = 4096
 CALLS = (
@@ -35,25 +36,20 @@ def attention(setting: Setting) -> Iterator[Row]:
             ("with projections", latent, True),
         ):
             calls = {
-                "moec": ours(heads, setting.threads),
-                "ONNX Attention-24": attention_24(heads, setting.threads, projected),
+                "moec": Batch(ours(heads, setting.threads), CALLS),
+                "ONNX Attention-24": Batch(attention_24(heads, setting.threads, projected), CALLS),
             }
-            seconds = per_call(calls) | attention_floors(setting, heads, projected)
+            seconds = interleave(calls | attention_floors(setting, heads, projected), 15)
             yield from rows(f"{what}, {heads} heads, {CACHED} cached", seconds, bars)
 
 
-def attention_floors(setting: Setting, heads: int, projected: bool) -> dict[str, float]:
+def attention_floors(setting: Setting, heads: int, projected: bool) -> dict[str, Batch]:
     """Each head multiplies and sums the cache; it is read once, or without projections as keys and values."""
     pairs = heads * CACHED * (LATENT + ROPE + LATENT)
     if not projected:
         return setting.floors(read=4 * CACHED * (LATENT + ROPE + LATENT), floats=2 * pairs)
     weights = heads * LATENT * (NOPE + VALUE)
     return setting.floors(read=4 * (CACHED * (LATENT + ROPE) + weights), floats=2 * (pairs + weights))
-
-
-def per_call(calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-    """Median seconds of one of the CALLS of a run."""
-    return {name: seconds / CALLS for name, seconds in interleave(calls, 15).items()}
 
 
 def called(bench: Bench, calls: list[list[Any]]) -> Callable[[], object]:
@@ -120,7 +116,7 @@ def attention_24(heads: int, threads: int, projected: bool) -> Callable[[], obje
         for copy in range(COPIES):
             weights |= projections(heads, copy)
     results = [f"{'z' if projected else 'y'}{call}" for call in range(CALLS)]
-    peer = session(nodes, weights, feeds, results, threads, places(threads))
+    peer = session(nodes, weights, feeds, results, threads)
     return placed(lambda: peer.run(None, feeds), threads)
 
 

@@ -1,4 +1,4 @@
-"""What this machine does at most, measured: bytes read, float32 and int8 operations, per second."""
+"""What this machine does at most: reading memory, float32 and int8 operations."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -20,71 +21,76 @@ from moec.targets.native import find_compiler
 
 from .absent import Absent
 
+READ, FLOATS, INT8 = "read bandwidth", "float32 peak", "int8 peak"
+MATRICES = "int8 peak in matrices"
+UNITS = {READ: "GB/s", FLOATS: "GFLOP/s"}
+
 SOURCE = Path(__file__).with_name("ceilings.cc")
 READ_BYTES = 256 << 20  # of each thread: far more than any cache holds
-ROUNDS = 1 << 20
-TIMES = 25
+ROUNDS = 1 << 22
+ROUNDS_OF_MATRICES = 1 << 18
 
 
 @dataclass(frozen=True)
-class Ceilings:
-    """The best of several tries with all threads together, per second.
+class Ceiling:
+    """Work that goes as fast as the machine can, all threads together: bytes or operations of a call."""
 
-    int8_operations: in vectors; matrix_operations: int8 in matrices, 0 where there are none (AMX).
-    """
-
+    work: float
     threads: int
-    read_bytes: float
-    float_operations: float
-    int8_operations: float
-    matrix_operations: float = 0.0
+    of_thread: Callable[[int], object]
+    pool: ThreadPoolExecutor
 
-    def __str__(self) -> str:
-        return (
-            f"{self.threads} threads: read {self.read_bytes / 1e9:.1f} GB/s, "
-            f"float32 {self.float_operations / 1e9:.0f} GFLOP/s, int8 {self.int8_operations / 1e9:.0f} GOP/s"
-            + (f", in matrices {self.matrix_operations / 1e9:.0f}" if self.matrix_operations else "")
-        )
+    def __call__(self) -> None:
+        """Do it, some 10 ms, each thread on a processor of its own; the loops let go of Python's lock.
 
+        Left to itself, a thread that is woken stays with its waker: two of them did 190 to 244 of 366
+        GFLOP/s.
+        """
+        allowed = sorted(os.sched_getaffinity(0))
 
-def ceilings(threads: int, build: Path) -> Ceilings:
-    """Measured now, in less than a second. build: a folder for the compiled loops. Raises Absent."""
-    loops, places = library(build), memory(threads)
-    with ThreadPoolExecutor(threads) as pool:
+        def placed(thread: int) -> None:
+            os.sched_setaffinity(0, {allowed[thread % len(allowed)]})
+            self.of_thread(thread)
 
-        def best(work: Callable[[int], float]) -> float:
-            """Work of all threads over the time until the last is done."""
-            return max(rate(pool, work, threads) for _ in range(TIMES))
+        for _ in self.pool.map(placed, range(self.threads)):
+            pass
 
-        return Ceilings(
-            threads,
-            best(lambda thread: read(loops, places[thread])),
-            best(lambda _: float(loops.multiply_floats(ROUNDS))),
-            best(lambda _: float(loops.multiply_bytes(ROUNDS))),
-            best(lambda _: float(loops.multiply_matrices(ROUNDS >> 4))) if loops.has_matrices() else 0.0,
-        )
+    def rate(self) -> float:
+        """Work per second now, the median of a few calls."""
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            self()
+            times.append(time.perf_counter() - start)
+        return self.work / median(times)
 
 
-def rate(pool: ThreadPoolExecutor, work: Callable[[int], float], threads: int) -> float:
-    """Work per second of one try, each thread on a processor of its own; the loops let go of Python's lock.
+@cache
+def ceilings(threads: int, build: Path) -> dict[str, Ceiling]:
+    """By name; MATRICES only where bytes are multiplied so (AMX). build: a folder for the compiled loops.
 
-    Left to itself, a thread that is woken stays with its waker: two of them did 190 to 244 of 366 GFLOP/s.
+    Raises Absent.
     """
-    allowed = sorted(os.sched_getaffinity(0))
+    loops, places, pool = library(build), memory(threads), ThreadPoolExecutor(threads)
 
-    def placed(thread: int) -> float:
-        os.sched_setaffinity(0, {allowed[thread % len(allowed)]})
-        return work(thread)
+    def repeated(name: str, rounds: int) -> Ceiling:
+        """A loop that says how many operations it has done."""
+        loop = getattr(loops, name)
+        return Ceiling(threads * rounds * float(loop(1)), threads, lambda _: loop(rounds), pool)
 
-    start = time.perf_counter()
-    done = sum(pool.map(placed, range(threads)))
-    return done / (time.perf_counter() - start)
+    found = {
+        READ: Ceiling(float(threads * READ_BYTES), threads, lambda thread: read(loops, places[thread]), pool),
+        FLOATS: repeated("multiply_floats", ROUNDS),
+        INT8: repeated("multiply_bytes", ROUNDS),
+    }
+    if loops.has_matrices():
+        found[MATRICES] = repeated("multiply_matrices", ROUNDS_OF_MATRICES)
+    return found
 
 
-def read(loops: Any, place: Any) -> float:
-    """Bytes read, all of the array."""
+def read(loops: Any, place: Any) -> None:
+    """All of the array."""
     loops.read_all(ctypes.c_void_p(place.ctypes.data), ctypes.c_size_t(place.nbytes))
-    return float(place.nbytes)
 
 
 @cache

@@ -10,11 +10,11 @@ from onnx import helper
 
 from moec.targets.base import Kernel
 from moec.targets.cpu import isa, space
-from moec.targets.cpu.device import Bench, Device, apart, places
+from moec.targets.cpu.device import Bench, Device, apart
 
 from .onnx_session import session
 from .setting import Setting
-from .timing import Row, interleave, rows
+from .timing import Batch, Row, interleave, rows
 
 
 def opened(kernel: Kernel, threads: int) -> Bench:
@@ -47,12 +47,12 @@ def matmul(setting: Setting) -> Iterator[Row]:
     bench = opened(kernel, setting.threads)
     for count in (1, 2, 4, 8, 64, 512):
         own, copies = bench.calls(count), bench.copies(count)
-        calls = {"moec": timed(bench, count), "MLAS": mlas(kernel, count, setting.threads, copies)}
-        each = interleave(calls, 20)
-        each = {"moec": each["moec"] / own, "MLAS": each["MLAS"] / copies}
+        peer = mlas(kernel, count, setting.threads, copies)
+        calls = {"moec": Batch(timed(bench, count), own), "MLAS": Batch(peer, copies)}
         work = kernel["k"] * kernel["n"]
-        each |= setting.floors(read=4 * work) if count <= 8 else setting.floors(floats=2 * work * count)
-        yield from rows(f"linear 2048x1408, {count} rows", each, {"MLAS": 1.15 if count <= 8 else 1.0})
+        calls |= setting.floors(read=4 * work) if count <= 8 else setting.floors(floats=2 * work * count)
+        bars = {"MLAS": 1.15 if count <= 8 else 1.0}
+        yield from rows(f"linear 2048x1408, {count} rows", interleave(calls, 20), bars)
 
 
 def timed(bench: Bench, count: int) -> Callable[[], object]:
@@ -66,5 +66,5 @@ def mlas(kernel: Kernel, count: int, threads: int, copies: int) -> Callable[[], 
     nodes = [helper.make_node("MatMul", ["x", f"w{i}"], [f"y{i}"]) for i in range(copies)]
     feeds = {"x": floats(count, kernel["k"])}
     results = [f"y{i}" for i in range(copies)]
-    peer = session(nodes, weights, feeds, results, threads, places(threads))
+    peer = session(nodes, weights, feeds, results, threads)
     return placed(lambda: peer.run(None, feeds), threads)

@@ -18,11 +18,12 @@ from moec.targets.base import Kernel
 
 from . import layers, nbits, peers
 from .absent import present
-from .kernels import floats, opened, timed
+from .ceilings import INT8
+from .kernels import floats, opened, placed, timed
 from .onnx_session import alone
 from .quantized import GROUP_BYTES, apart, floated
-from .setting import INT8, Setting, told
-from .timing import Errors, Row, interleave, rows
+from .setting import Setting, told
+from .timing import Batch, Errors, Row, interleave, rows
 
 HIDDEN, WIDTH, EXPERTS, CHOSEN = 2048, 1408, 64, 6
 EXPERT = 3 * HIDDEN * WIDTH  # weights of one
@@ -69,12 +70,11 @@ def compared(
 ) -> Iterator[Row]:
     """Rows for one count of tokens."""
     xs = [floats(count, HIDDEN, seed=turn) for turn in range(TURNS)]
-    calls = {name: by_turns(call, xs) for name, call in contenders.items()}
+    calls = {name: placed(by_turns(call, xs), setting.threads) for name, call in contenders.items()}
     touched = float(np.mean([len(np.unique(routed(x, gate)[0])) for x in xs]))
     read = touched * EXPERT / nbits.GROUP * GROUP_BYTES[4]
     floors = setting.floors(read=read, int8=2 * count * CHOSEN * EXPERT)
-    seconds = interleave(calls, 8) | floors
-    yield from rows(f"MoE layer int4, {count} tokens", seconds, BARS[count])
+    yield from rows(f"MoE layer int4, {count} tokens", interleave(calls | floors, 8), BARS[count])
 
 
 def by_turns(call: Callable[[Any], Any], xs: Sequence[Any]) -> Callable[[], object]:
@@ -161,6 +161,6 @@ def grouped(setting: Setting) -> Iterator[Row]:
         dims = {"k": k, "n": n, "experts": EXPERTS, "share": CHOSEN}
         dims |= {"base": 0} if kind == "grouped_combine" else {}
         bench = opened(Kernel(kind, tuple(dims.items()), (), "int4"), setting.threads)
-        each = interleave({"moec": timed(bench, 512)}, 8)["moec"] / bench.calls(512)
-        seconds = {"moec": each} | setting.floors(int8=2 * 512 * CHOSEN * k * n)
+        ours = {"moec": Batch(timed(bench, 512), bench.calls(512))}
+        seconds = interleave(ours | setting.floors(int8=2 * 512 * CHOSEN * k * n), 8)
         yield from rows(f"{kind} int4, 512 tokens", seconds, {INT8: 0.7})

@@ -8,18 +8,20 @@ from typing import Any
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
+from moec.targets.cpu.device import places
+
 TYPES = {"f": TensorProto.FLOAT, "u": TensorProto.UINT8}
 
 
-def alone(threads: int, others: str = "") -> ort.SessionOptions:
+def alone(threads: int) -> ort.SessionOptions:
     """Options of a session whose threads rest between calls, as a Bench's do: spinning, they slow others.
 
-    others: where its threads run but for the caller, as device.places spells it, for callers that stay apart.
+    Each has a processor of its own, and the first is left to the caller (kernels.placed).
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    if others:
+    if others := places(threads):
         options.add_session_config_entry("session.intra_op_thread_affinities", others)
     return options
 
@@ -30,7 +32,6 @@ def session(
     inputs: Iterable[str],
     outputs: Iterable[str],
     threads: int,
-    others: str = "",
 ) -> ort.InferenceSession:
     """A session on these nodes; weights by name are its own, inputs and outputs are float32."""
     stored = [
@@ -46,5 +47,5 @@ def session(
     )
     domains = [helper.make_opsetid("", 24), helper.make_opsetid("com.microsoft", 1)]
     proto = helper.make_model(graph, opset_imports=domains, ir_version=10)
-    options = alone(threads, others)
+    options = alone(threads)
     return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -11,9 +11,9 @@ from moec.compiler.ops.quantize import DEQUANTIZE
 from moec.targets.base import Kernel
 
 from . import nbits
-from .kernels import floats, opened, timed
+from .kernels import floats, opened, placed, timed
 from .setting import Setting
-from .timing import Errors, Row, interleave, rows
+from .timing import Batch, Errors, Row, interleave, rows
 
 HIDDEN, WIDTH = 2048, 10944  # of a DeepSeek-V2-Lite's dense layer: so wide that copies fit no cache
 FEW = 16  # rows up to which memory is the limit
@@ -43,14 +43,15 @@ def quantized(setting: Setting) -> Iterator[Row | Errors]:
 def compared(setting: Setting, bench: Any, peers: Mapping[str, Any], bits: int, count: int) -> Iterator[Row]:
     """Rows for one count of rows: beside each peer, and the ceiling that is the limit there."""
     x, copies = {"x": floats(count, HIDDEN)}, bench.copies(1)
-    calls = {"moec": timed(bench, count), **{name: runner(peer, x) for name, peer in peers.items()}}
-    runs = {"moec": bench.calls(count)}
-    seconds = {name: each / runs.get(name, copies) for name, each in interleave(calls, 15).items()}
+    calls = {"moec": Batch(timed(bench, count), bench.calls(count))}
+    calls |= {
+        name: Batch(placed(runner(peer, x), bench.device.threads), copies) for name, peer in peers.items()
+    }
     if count <= FEW:
-        seconds |= setting.floors(read=HIDDEN * WIDTH / nbits.GROUP * GROUP_BYTES[bits])
+        calls |= setting.floors(read=HIDDEN * WIDTH / nbits.GROUP * GROUP_BYTES[bits])
     else:
-        seconds |= setting.floors(int8=2 * HIDDEN * WIDTH * count)
-    yield from rows(f"linear int{bits} {HIDDEN}x{WIDTH}, {count} rows", seconds, {})
+        calls |= setting.floors(int8=2 * HIDDEN * WIDTH * count)
+    yield from rows(f"linear int{bits} {HIDDEN}x{WIDTH}, {count} rows", interleave(calls, 15), {})
 
 
 def runner(session: Any, feeds: Mapping[str, Any]) -> Callable[[], object]:

@@ -3,7 +3,7 @@
     .venv/bin/python -m tests.benchmarks.run [model] [attention] [sparsity] [matmul] [quantized] [moe] [lite]
 
 Contenders are timed interleaved, with the same threads; read the ratios, not the milliseconds. The ratio to a
-ceiling, measured right before a section, is the share of it that we reach.
+ceiling, measured round by round as the contenders are, is the share of it that we reach.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from moec.compiler import compile_model, load
 from . import peers, shapes
 from .absent import Absent, present
 from .attention import attention
-from .ceilings import ceilings
+from .ceilings import UNITS, ceilings
 from .kernels import matmul
 from .layers import HIDDEN
 from .lite import lite, lite8
@@ -138,8 +138,12 @@ def section(name: str, threads: int, budget: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     try:
         limits = ceilings(threads, BUILD)
-        print(f"{name}: {limits}", flush=True)
-        found.append({"section": name, **asdict(limits)})
+        rates = {each: limit.rate() for each, limit in limits.items()}
+        said = ", ".join(
+            f"{each} {rate / 1e9:.1f} {UNITS.get(each, 'GOP/s')}" for each, rate in rates.items()
+        )
+        print(f"{name}: {threads} threads, {said}", flush=True)
+        found.append({"section": name, "threads": threads, "per_second": rates})
         for line in SECTIONS[name](Setting(threads, budget, BUILD, limits)):
             found.append(shown(line))
     except Absent as reason:

@@ -3,37 +3,33 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .ceilings import Ceilings
-
-READ, FLOATS, INT8 = "read bandwidth", "float32 peak", "int8 peak"
-MATRICES = "int8 peak in matrices"
+from .ceilings import FLOATS, INT8, MATRICES, READ, Ceiling
+from .timing import Batch
 
 
 @dataclass(frozen=True)
 class Setting:
-    """The machine's ceilings are measured right before the section."""
+    """ceilings: what the machine can do at most, by name."""
 
     threads: int
     budget: str
     build: Path
-    ceilings: Ceilings
+    ceilings: Mapping[str, Ceiling]
 
-    def floors(self, read: float = 0, floats: float = 0, int8: float = 0) -> dict[str, float]:
-        """Seconds that so many bytes and operations take at the ceilings, by the ceiling's name.
+    def floors(self, read: float = 0, floats: float = 0, int8: float = 0) -> dict[str, Batch]:
+        """Contenders that do so many bytes and operations at the ceilings, by the ceiling's name.
 
-        As a peer among timings, its ratio to ours is the share of the ceiling that we reach.
+        Timed beside ours, round by round, their ratio is the share of the ceiling that we reach.
         """
-        limits = self.ceilings
-        work = {
-            READ: (read, limits.read_bytes),
-            FLOATS: (floats, limits.float_operations),
-            INT8: (int8, limits.int8_operations),
-            MATRICES: (int8, limits.matrix_operations),
+        work = {READ: read, FLOATS: floats, INT8: int8, MATRICES: int8}
+        limits = {
+            name: self.ceilings[name] for name, amount in work.items() if amount and name in self.ceilings
         }
-        return {name: amount / rate for name, (amount, rate) in work.items() if amount and rate}
+        return {name: Batch(limit, limit.work / work[name]) for name, limit in limits.items()}
 
 
 def told(step: str, done: int, total: int) -> None:

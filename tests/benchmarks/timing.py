@@ -8,12 +8,25 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 Call = Callable[[], object]
+Calls = Mapping[str, Call]
 BURST, WARM = 4, 2
 PATIENCE, FEW_ROUNDS = 10.0, 2
 
 
-def interleave(contenders: Mapping[str, Call], rounds: int) -> dict[str, float]:
-    """Median seconds of a call of each contender, in `rounds` rounds after a first that is not timed.
+@dataclass(frozen=True)
+class Batch:
+    """A call that does what is compared `size` times."""
+
+    call: Call
+    size: float
+
+    def __call__(self) -> object:
+        return self.call()
+
+
+def interleave(contenders: Calls, rounds: int) -> dict[str, float]:
+    """Median seconds of a call of each contender, in `rounds` rounds after a first that is not timed; of a
+    Batch, the seconds of one of those in it.
 
     A round calls each a few times and drops the first ones: threads have to wake up, and caches are others'.
     Whoever has taken PATIENCE seconds drops out after FEW_ROUNDS.
@@ -25,7 +38,12 @@ def interleave(contenders: Mapping[str, Call], rounds: int) -> dict[str, float]:
                 continue
             times = [seconds(call) for _ in range(BURST)][WARM:]
             samples[name] += times if number else []
-    return {name: statistics.median(times) for name, times in samples.items()}
+    return {name: statistics.median(times) / size(contenders[name]) for name, times in samples.items()}
+
+
+def size(call: Call) -> float:
+    """How many of what is compared a call does."""
+    return call.size if isinstance(call, Batch) else 1.0
 
 
 def seconds(call: Call) -> float:
