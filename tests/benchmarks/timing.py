@@ -10,6 +10,7 @@ from dataclasses import dataclass
 Call = Callable[[], object]
 Calls = Mapping[str, Call]
 BURST, WARM = 4, 2
+REST = 0.03
 PATIENCE, FEW_ROUNDS = 10.0, 2
 
 
@@ -29,6 +30,8 @@ def interleave(contenders: Calls, rounds: int) -> dict[str, float]:
     Batch, the seconds of one of those in it.
 
     A round calls each a few times and drops the first ones: threads have to wake up, and caches are others'.
+    Before, it rests for REST seconds: PyTorch's threads spin for some 10 ms after a call, and whoever came
+    next had a processor less (a layer of one token took 2.2 ms instead of 1.7).
     Whoever has taken PATIENCE seconds drops out after FEW_ROUNDS.
     """
     samples: dict[str, list[float]] = {name: [] for name in contenders}
@@ -36,6 +39,7 @@ def interleave(contenders: Calls, rounds: int) -> dict[str, float]:
         for name, call in contenders.items():
             if number > FEW_ROUNDS and sum(samples[name]) > PATIENCE:
                 continue
+            time.sleep(REST)
             times = [seconds(call) for _ in range(BURST)][WARM:]
             samples[name] += times if number else []
     return {name: statistics.median(times) / size(contenders[name]) for name, times in samples.items()}
