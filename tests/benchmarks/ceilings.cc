@@ -58,18 +58,16 @@ void chains(T first, size_t rounds, F step, std::index_sequence<i...>) {
 
 extern "C" {
 
-// Reads `bytes` from a 64-byte aligned `data`, in two streams; bytes is a multiple of 8 KiB.
+// Reads `bytes` from a 64-byte aligned `data`, in eight streams, which the hardware follows each for itself: on an
+// Emerald Rapids two of them read a tenth less. bytes is a multiple of 8 KiB.
 void read_all(const char* data, size_t bytes) {
-  Bytes sums[4] = {};
-  const size_t half = bytes / 2;
-  for (size_t i = 0; i < half; i += 2 * kLine) {
-    for (size_t part = 0; part < 2 * kLine; part += sizeof(Bytes)) {
-      Bytes& sum = sums[part / sizeof(Bytes) % 2];
-      sum = mix(sum, load(data + i + part));
-      Bytes& other = sums[2 + part / sizeof(Bytes) % 2];
-      other = mix(other, load(data + half + i + part));
-    }
-  }
+  constexpr size_t kStreams = 8;
+  Bytes sums[kStreams] = {};
+  const size_t stream = bytes / kStreams;
+  for (size_t i = 0; i < stream; i += 2 * kLine)
+    for (size_t s = 0; s < kStreams; ++s)
+      for (size_t part = 0; part < 2 * kLine; part += sizeof(Bytes))
+        sums[s] = mix(sums[s], load(data + s * stream + i + part));
   for (Bytes& sum : sums) opaque(sum);
 }
 
