@@ -149,4 +149,15 @@ def test_only_knobs_that_are_named_lay_out_weights(target: Any, kernel: Kernel) 
 def test_the_source_of_a_tile(golden: Callable[[str], None]) -> None:
     from moec.targets.cpu.kernels import matmul
 
-    golden(str(matmul.tile("tile", 2, 8, 8, unroll=2, lanes=8)))
+    golden(str(matmul.tile("tile", 2, 8, 8, isa.V3, unroll=2, ahead=4)))
+
+
+@pytest.mark.parametrize(("block", "lines", "streams"), [(1, 1, 1), (5, 4, 4), (44, 4, 2), (7, 3, 3)])
+def test_a_tile_asks_for_each_line_once_in_streams(block: int, lines: int, streams: int) -> None:
+    from moec.targets.cpu.kernels.matmul import asked
+
+    turns = [[asked(turn, line, block, lines, streams) for line in range(lines)] for turn in range(block)]
+    assert sorted(line for turn in turns for line in turn) == list(range(block * lines))
+    assert [turns[0][stream] for stream in range(streams)] == [
+        stream * block * lines // streams for stream in range(streams)
+    ]
