@@ -148,9 +148,9 @@ with_quant_config = click.option(
 )
 with_cache = click.option(
     "--cache",
-    type=click.Choice(["f32", "bf16", "f16", "fp8"]),
-    help="How earlier tokens are kept; default: f32 on the cpu, else bf16 or, with "
-    "--quant f16, that, which take half the memory. Latents, on cuda, also fp8: a quarter.",
+    type=click.Choice(["f32", "bf16", "f16", "fp8", "int8"]),
+    help="How earlier tokens are kept; default: f32 on the cpu, else bf16 or, with --quant f16, that, which "
+    "take half the memory. Latents also fp8, on cuda, or int8, on the cpu: less than a third.",
 )
 with_cache_pages = click.option(
     "--cache-pages",

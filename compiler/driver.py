@@ -30,11 +30,12 @@ from .guesses import guesses
 from .ir import B, Graph, L, Miss, Node, P, S, T
 from .manifest import File, Manifest, PlannedKernel, StoredWeight
 from .onnx_graph import Naming
+from .ops.coded import CODINGS
 from .ops.region import REGION
 from .ops.sources import INPUT, LITERAL
 from .pipeline import PassReport
 from .planning import NOTHING, planned
-from .policy import FP8, NONE, cache_of, expect_read, pages_of, policy_of
+from .policy import NONE, cache_of, expect_read, pages_of, policy_of
 from .progress import Steps, quiet
 from .report import Report, html
 from .rooms import target_of
@@ -98,17 +99,16 @@ def compile_model(
     model: a Hugging Face folder or "package.module:function"; or config, a config.json, with random_weights,
     a seed. quant: how weights are stored ("int8", "int4", "bf16", "f16", "none" for the target's own way),
     and quant_config, a file of patterns of tensors' names and their formats. cache: how a caller keeps what
-    is known of earlier tokens, "f32", "bf16", "f16" or, of latents, "fp8", None for the target's own way;
-    cache_pages: in pages of so many rows that all texts share, None for rows of each text's own. isa: what
-    the artifact may use (x86-64-v3, sm_90a), None for this machine's. budget: how much to tune ("0", "2m",
-    "40t"). retune: search on where the log already has a result. verify: measure once what is from other
-    shapes or machines. log: the tuning log. routing_trace: expert ids that tokens chose, to time experts with
-    (targets/routing.py says how). watch: a folder for the graph after each pass. check: compare numbers
-    around each pass. head: what comes out, "logits" of every token or, chosen by the artifact itself, the
-    "next" token of each text (passes/head.py). threads: that it will be run with, None for this machine's.
-    prove: compare the artifact
-    with PyTorch; where this machine cannot run it, the manifest says why. progress: told of steps; events:
-    of tuning (tuning_events.py).
+    is known of earlier tokens, "f32", "bf16", "f16" or, of latents, "fp8" or "int8", None for the target's
+    own way; cache_pages: in pages of so many rows that all texts share, None for rows of each text's own.
+    isa: what the artifact may use (x86-64-v3, sm_90a), None for this machine's. budget: how much to tune
+    ("0", "2m", "40t"). retune: search on where the log already has a result. verify: measure once what is
+    from other shapes or machines. log: the tuning log. routing_trace: expert ids that tokens chose, to time
+    experts with (targets/routing.py says how). watch: a folder for the graph after each pass. check: compare
+    numbers around each pass. head: what comes out, "logits" of every token or, chosen by the artifact itself,
+    the "next" token of each text (passes/head.py). threads: that it will be run with, None for this
+    machine's. prove: compare the artifact with PyTorch; where this machine cannot run it, the manifest says
+    why. progress: told of steps; events: of tuning (tuning_events.py).
     Raises BadModel, BadPolicy, UnmetRule, UnsupportedOp, OutputTaken, CannotBuild, BadLog, BadTrace or
     NotProven: sentences for the user.
     """
@@ -240,8 +240,8 @@ def understand(
 
 def narrowing(cache: str) -> Sequence[Any]:
     """The passes that have caches kept that way."""
-    if cache == FP8:
-        return NarrowCaches(), CodeLatents()
+    if cache in CODINGS:
+        return NarrowCaches(), CodeLatents(cache)
     return (NarrowCaches(cache),) if cache != "f32" else ()
 
 

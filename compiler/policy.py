@@ -12,9 +12,9 @@ from typing import Any
 from ..passes.precision import FORMATS, POLICIES, ROLES, Policy
 from ..targets.paged import left_over
 from .ir import Graph
+from .ops.coded import CODINGS
 
 NONE = "none"
-FP8 = "fp8"  # a way to keep caches, of latents only
 # --quant -> the policy, of a target whose kernels read all formats; None leaves weights as they are.
 EVERY: Mapping[str, Policy | None] = {NONE: None, **POLICIES}
 
@@ -58,11 +58,12 @@ def pages_of(machine: Any, rows: int | None) -> int:
 
 def expect_read(machine: Any, graph: Graph, cache: str = "") -> None:
     """Raises BadPolicy where a target with memory of its own has pages that none of its kernels reads, and
-    where there is no latent for a cache of fp8.
+    where there is no latent for a cache of codes.
     """
-    if cache == FP8 and not any(value.type.dtype == "u8" for value in graph.inputs):
+    if cache in CODINGS and all(value.type.dtype != CODINGS[cache].dtype for value in graph.inputs):
         raise BadPolicy(
-            "a cache in fp8 is one of latents, and this model has none that was recognised; leave --cache out"
+            f"a cache in {cache} is one of latents, and this model has none that was recognised; "
+            "leave --cache out"
         )
     if "provider" in machine.facts and (left := left_over(graph)):
         raise BadPolicy(

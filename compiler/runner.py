@@ -21,6 +21,7 @@ STORED = {
     "tensor(float16)": DTYPES["f16"],
     "tensor(bfloat16)": DTYPES["bf16"],
     "tensor(uint8)": DTYPES["u8"],
+    "tensor(int8)": DTYPES["i8"],
 }
 ROOM = 256  # rows that a cache on a device grows by, so that texts of about one length share what is recorded
 
@@ -80,7 +81,7 @@ class Artifact:
 
     def empty(self, batch: int, rows: int) -> dict[str, Any]:
         """The same as arrays of zeros in any case."""
-        pools = {name: np.zeros(*each) for name, each in self._forms(batch, rows).items()}
+        pools = {name: zeros(*each) for name, each in self._forms(batch, rows).items()}
         return pools | self.table(batch, rows)
 
     def table(self, batch: int, rows: int) -> dict[str, Array]:
@@ -231,3 +232,12 @@ class Artifact:
         if most is not None and wanted > most:
             raise BadRequest(f"the model has {most} positions, prompt and new tokens need {wanted}")
         return ids, mask
+
+
+def zeros(shape: tuple[int, ...], dtype: Any) -> Array:
+    """An array that starts at a page; numpy's start within a cache line, where loads of rows are two each."""
+    size, page = int(np.prod(shape)) * np.dtype(dtype).itemsize, 4096
+    memory = np.zeros(size + page, np.uint8)
+    start = -memory.ctypes.data % page
+    aligned: Array = memory[start : start + size].view(dtype).reshape(shape)
+    return aligned

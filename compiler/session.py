@@ -21,7 +21,10 @@ from .manifest import BadArtifact, Manifest
 
 MODEL = "model.onnx"
 # A type of numbers, by numpy's and with onnxruntime's number for it.
-ELEMENTS = {DTYPES["f32"]: 1, DTYPES["u8"]: 2, DTYPES["i64"]: 7, DTYPES["f16"]: 10, DTYPES["bf16"]: 16}
+ELEMENTS = {
+    **{DTYPES["f32"]: 1, DTYPES["u8"]: 2, DTYPES["i8"]: 3},
+    **{DTYPES["i64"]: 7, DTYPES["f16"]: 10, DTYPES["bf16"]: 16},
+}
 CPU = "CPUExecutionProvider"
 UNRECORDED = -1  # the number of a run that is neither recorded nor replayed
 

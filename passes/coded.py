@@ -1,11 +1,11 @@
-"""Caches of latents in a quarter of the bytes, as e4m3; what is rotated stays as it is.
+"""Caches of latents in about a quarter of the bytes, as codes; what is rotated stays as it is.
 
-    before   past bf16 -> append(past, bf16(rows), mask) -> c;     readers of f32(c)
-    after    past u8   -> append(past, codes, mask)      -> c,     readers of decode_rows(c, s)
-             scale f32 -> append(scale, scales, mask)    -> s      with codes, scales = encode_rows(rows)
+    before   past bf16    -> append(past, bf16(rows), mask) -> c;  readers of f32(c)
+    after    past u8 | i8 -> append(past, codes, mask)      -> c,  readers of decode_rows(c, s)
+             scale f32    -> append(scale, scales, mask)    -> s   with codes, scales = encode_rows(rows)
 
-A latent is what a projection to keys and values reads. Each has one more input then, [B, 1, L, 1]: a scale
-for each row. It comes behind all others and is handed back as they are. Goes after NarrowCaches.
+A latent is what a projection to keys and values reads. Each has one more input then, [B, 1, L, G]: the scales
+of each row. It comes behind all others and is handed back as they are. Goes after NarrowCaches.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from ..compiler.ir import Array, Graph, Miss, Node, Value, make
 from ..compiler.ops.cache import APPEND, FILLED
-from ..compiler.ops.coded import DECODE_ROWS, ENCODE_ROWS
+from ..compiler.ops.coded import CODINGS, DECODE_ROWS, ENCODE_ROWS, Coding
 from ..compiler.ops.dense import LINEAR
 from ..compiler.ops.elementwise import CAST
 from ..compiler.ops.shape import RESHAPE
@@ -28,15 +28,17 @@ MAKES = (ENCODE_ROWS, DECODE_ROWS)
 
 @dataclass(frozen=True, slots=True)
 class CodeLatents:
-    """The pass. Without latents it changes nothing."""
+    """The pass, to a format of CODINGS. Without latents it changes nothing."""
 
+    format: str
     rounds: ClassVar[bool] = True  # the numbers are others afterwards, and are meant to be
 
     def __call__(self, graph: Graph, misses: list[Miss]) -> Graph:
         users = graph.users()
         found = latents(graph, users)
-        given = {past: (stored_as(past), scale_of(past)) for past in found}
-        written = {past: appended(node, *given[past]) for past, node in found.items()}
+        coding = CODINGS[self.format]
+        given = {past: (stored_as(past, coding), scale_of(past, coding)) for past in found}
+        written = {past: appended(node, *given[past], self.format) for past, node in found.items()}
         read = {
             user[0]: DECODE_ROWS(*written[past]) for past, node in found.items() for user in users[node[0]]
         }
@@ -58,8 +60,9 @@ class CodeLatents:
         """The feeds of a graph before the pass as those after it."""
         found = dict(feeds)
         for past in latents(graph, graph.users()):
-            name, scale = past.node.attrs["name"], scale_of(past).node.attrs["name"]
-            found[name], found[scale] = ENCODE_ROWS.reference(feeds[name].astype("float32"))
+            name, scale = past.node.attrs["name"], scale_name(past)
+            rows = feeds[name].astype("float32")
+            found[name], found[scale] = ENCODE_ROWS.reference(rows, format=self.format)
         return found
 
 
@@ -73,10 +76,10 @@ def latents(graph: Graph, users: Users) -> dict[Value, Node]:
     }
 
 
-def appended(node: Node, codes: Value, scale: Value) -> tuple[Value, Value]:
+def appended(node: Node, codes: Value, scale: Value, format: str) -> tuple[Value, Value]:
     """Codes and scales after the step."""
     _, rows, mask = node.inputs
-    coded = make(ENCODE_ROWS, rows.node.inputs[0], origin=node.origin)
+    coded = make(ENCODE_ROWS, rows.node.inputs[0], origin=node.origin, format=format)
     new, scales = coded.values
     return APPEND(codes, new, mask, origin=node.origin), APPEND(scale, scales, mask, origin=node.origin)
 
@@ -90,15 +93,20 @@ def is_projected(value: Value, users: Users) -> bool:
     )
 
 
-def stored_as(past: Value) -> Value:
+def stored_as(past: Value, coding: Coding) -> Value:
     """The input in place of a cache: its codes."""
-    return INPUT(name=past.node.attrs["name"], dtype="u8", shape=past.shape)
+    return INPUT(name=past.node.attrs["name"], dtype=coding.dtype, shape=past.shape)
 
 
-def scale_of(past: Value) -> Value:
+def scale_of(past: Value, coding: Coding) -> Value:
     """The input of its scales."""
-    name = past.node.attrs["name"].rpartition(".")[0] + ".scale"
-    return INPUT(name=name, dtype="f32", shape=(*past.shape[:-1], 1))
+    *rows, columns = past.shape
+    return INPUT(name=scale_name(past), dtype="f32", shape=(*rows, coding.scales(int(columns))))
+
+
+def scale_name(past: Value) -> str:
+    """What that input is called."""
+    return str(past.node.attrs["name"]).rpartition(".")[0] + ".scale"
 
 
 def present(past: Value) -> str:

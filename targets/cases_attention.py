@@ -13,7 +13,7 @@ import numpy as np
 from ..compiler.ir import DTYPES, Array
 from ..compiler.ops.attention import SDPA
 from ..compiler.ops.cache import APPEND
-from ..compiler.ops.coded import DECODE_ROWS, ENCODE_ROWS
+from ..compiler.ops.coded import CODINGS, DECODE_ROWS, ENCODE_ROWS
 from ..compiler.ops.latent import LATENT_ATTENTION
 from ..compiler.ops.norm import RMS_NORM, ROTARY
 from ..compiler.ops.routing import PERMUTE, TOP_K_GATE
@@ -41,24 +41,29 @@ def cache(kernel: Kernel, random: Random, batch: int, heads: int, seen: int, wid
 
 
 def kept(kernel: Kernel) -> str:
-    """The dtype of what a kernel's cache holds; of rotated keys beside latents in fp8."""
-    return "bf16" if kernel.cache == "fp8" else kernel.cache
+    """The dtype of what a kernel's cache holds; of rotated keys beside codes of latents."""
+    return "bf16" if kernel.cache in CODINGS else kernel.cache
 
 
 def latent_caches(kernel: Kernel, random: Random, batch: int, seen: int) -> list[list[Array]]:
     """Caches of latents and of rotated keys; and of scales, where latents are codes."""
     keys = cache(kernel, random, batch, 1, seen, kernel["rope"])
-    if kernel.cache != "fp8":
-        return [[cache(kernel, random, batch, 1, seen, kernel["latent"]), keys], []]
     rows = uniform(random, batch, 1, seen + SPARE, kernel["latent"])
     rows[:, :, seen:] = np.nan
-    codes, scales = ENCODE_ROWS.reference(rows)
-    return [[codes, keys], [scales]]
+    latents, *scales = stored_latents(kernel, rows)
+    return [[latents, keys], scales]
+
+
+def stored_latents(kernel: Kernel, rows: Array) -> list[Array]:
+    """Latents as a cache has them: in its dtype, or codes and then their scales."""
+    if kernel.cache in CODINGS:
+        return list(ENCODE_ROWS.reference(rows, format=kernel.cache))
+    return [rows.astype(DTYPES[kernel.cache])]
 
 
 def decoded(kernel: Kernel, operands: Feeds, place: int) -> list[Array]:
     """Operands with latents at that place, where they are codes whose scales are the last operand."""
-    if kernel.cache != "fp8":
+    if kernel.cache not in CODINGS:
         return list(operands)
     *plain, scales = operands
     plain[place] = DECODE_ROWS.reference(plain[place], scales.astype(np.float64))
@@ -191,9 +196,7 @@ def write_feeds(
     """kv, cos, sin, past_c, past_r, mask, past_scales if there are any."""
     room = cached + rows + SPARE
     latents, keys = (uniform(random, batch, 1, room, kernel[name]) for name in "cr")
-    past, *scales = (
-        ENCODE_ROWS.reference(latents) if kernel.cache == "fp8" else [latents.astype(DTYPES[kept(kernel)])]
-    )
+    past, *scales = stored_latents(kernel, latents)
     return [
         uniform(random, batch, rows, kernel["width"]),
         *angles(random, batch, rows, kernel["r"] // 2),
@@ -214,9 +217,9 @@ def write(kernel: Kernel, feeds: Feeds) -> list[Array]:
     if pairs(kernel)["pairs_in"] != "none":
         keys = ROTARY.reference(keys, cos, sin, **pairs(kernel))
     with_keys = stored(kernel, APPEND.reference(past_keys, keys[:, None], mask))
-    if kernel.cache == "fp8":
-        rows = zip((past, *past_scales), ENCODE_ROWS.reference(latents[:, None]))
-        codes, scales = (APPEND.reference(cache, new, mask) for cache, new in rows)
+    if kernel.cache in CODINGS:
+        made = ENCODE_ROWS.reference(latents[:, None], format=kernel.cache)
+        codes, scales = (APPEND.reference(cache, new, mask) for cache, new in zip((past, *past_scales), made))
         return [codes, with_keys, scales]
     return [stored(kernel, APPEND.reference(past, latents[:, None], mask)), with_keys]
 

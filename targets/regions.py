@@ -13,6 +13,7 @@ from ..compiler.ir import HALVES, Graph, L, Node, Op, P
 from ..compiler.ops.attention import SDPA
 from ..compiler.ops.cache import APPEND
 from ..compiler.ops.coded import DECODE_ROWS, ENCODE_ROWS
+from ..compiler.ops.coded import format_of as coding_of
 from ..compiler.ops.dense import LINEAR
 from ..compiler.ops.elementwise import ADD, CAST
 from ..compiler.ops.index import TAKE
@@ -84,10 +85,9 @@ def dtype_of(body: Graph) -> str:
     narrow = [value.type for value in body.inputs if value.type.dtype in HALVES]
     weights = [each.dtype for each in narrow if all(isinstance(dim, int) for dim in each.shape)]
     caches = [f"+{each.dtype}" for each in narrow if L in each.shape or P in each.shape]
-    if any(node.op in (ENCODE_ROWS, DECODE_ROWS) for node in body):
-        caches = ["+fp8"]
+    coded = [f"+{coding_of(node)}" for node in body if node.op in (ENCODE_ROWS, DECODE_ROWS)]
     f16 = [value.type.dtype for value in (*body.inputs, *body.outputs) if value.type.dtype == "f16"]
-    return (codes or weights or f16 or ["f32"])[0] + (caches or [""])[0]
+    return (codes or weights or f16 or ["f32"])[0] + (coded or caches or [""])[0]
 
 
 def the(op: Op, body: Graph) -> Node:

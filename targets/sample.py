@@ -94,7 +94,12 @@ def unwritten(like: Array) -> Array:
 
 
 def deviation(mine: Array, its: Array) -> float:
-    """The largest difference over the largest value; NaN if there is a NaN, infinite if integers differ."""
+    """The largest difference over the largest value; NaN if there is a NaN, infinite if integers differ. Of
+    codes the share that is a neighbour, for a number that lies between two; infinite if one is further off.
+    """
+    if its.dtype == np.int8:
+        off = np.abs(mine.astype(np.int32) - its)
+        return math.inf if off.max(initial=0) > 1 else float(off.sum() / max(off.size, 1))
     if its.dtype.kind == "i":
         return 0.0 if np.array_equal(mine, its) else math.inf
     mine, its = mine.astype(np.float64), its.astype(np.float64)

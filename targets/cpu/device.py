@@ -23,7 +23,7 @@ from ..cases import Draw, Feeds
 from ..sample import ROWS_TO_CHECK, Turned, deviation, draws, points, unwritten
 from .build import link
 from .isa import named
-from .sample import Call, Round, Sample, affordable, case_of, sample_of, spread
+from .sample import Call, Round, Sample, affordable, aligned, case_of, sample_of, spread
 from .table import op_name
 
 LIBRARY = "kernel.so"
@@ -162,10 +162,13 @@ class Bench:
         return len({id(each) for round in self.rounds(rows) for each in round.weights})
 
     def operands(self, rows: int, draw: Draw, round: Round) -> list[Call]:
-        """Of each call of a run: the same rows in every round, but of other weights, or other experts."""
+        """Of each call of a run: the same rows in every round, but of other weights, or other experts.
 
+        They start at a page, as caches of an artifact do.
+        """
         turned = Turned(draw, round.turned)
-        return [spread(self.feeds(rows, seed, turned), each) for seed, each in enumerate(round.weights)]
+        feeds = ([aligned(each) for each in self.feeds(rows, seed, turned)] for seed in itertools.count())
+        return [spread(own, each) for own, each in zip(feeds, round.weights)]
 
     @cached_property
     def output_types(self) -> Sequence[Any]:

@@ -50,8 +50,8 @@ def panel_rules(kernel: Kernel, isa: Isa) -> tuple[Rule, Rule]:
 
 
 def matmul(kernel: Kernel, isa: Isa) -> Space:
-    """nr: columns of a panel; mr: rows of the tallest tile; unroll: steps of k per turn; ahead: steps of k by
-    which weights are asked for early (0: as the hardware guesses); group: rows that share one pass over a
+    """nr: columns of a panel; mr: rows of the tallest tile; unroll: steps of k per turn; ahead: steps of k
+    that are asked for early together (0: as the hardware guesses); group: rows that share one pass over a
     weight; grain: thousands (1024) of multiply-adds that are worth a task of their own.
     """
 
@@ -62,19 +62,22 @@ def matmul(kernel: Kernel, isa: Isa) -> Space:
 
     def point(vectors: int, mr: int, unroll: int, ahead: int, grain: int = 1024) -> Schedule:
         shape = {"nr": vectors * isa.lanes, "mr": mr, "unroll": unroll, "ahead": ahead}
-        return {**shape, "group": 256, "grain": grain}
+        return {**shape, "group": 128, "grain": grain}
 
-    # The best of sweeps over linears of 512 to 2048, close to each other at 64 rows and more;
-    # the first that fits is the default. On AVX-512 none of 49 was ahead of it over all of 8 shapes; the next
-    # three were at some counts of rows, and lay out weights as it does, so they can serve just those calls.
+    # The first that fits is the default; at 64 rows and more they are close to each other. On AVX-512 tiles
+    # of 12 rows, not 8, gave 65 experts with 64 tokens, 7 experts each, 12 % (swiglu) and about 6 %
+    # (combine): more of them are read from memory in one pass. 128 rows of x, not 256, stay in cache beside
+    # a panel: 2 % at 512 rows, within the noise. The next three lay out weights as the default does, so
+    # they can serve some calls. In AVX2 code (on a CPU with AVX-512) asking made 4 and 8 rows 1.8 and 1.5
+    # times as fast.
     wide, narrowest = isa.registers == 32, point(2, 4, 2, 0)
     good = (
         [
-            *(point(2, 8, 2, 64), point(2, 12, 2, 16), point(2, 8, 2, 64, 256), point(2, 12, 4, 0)),
-            *(point(4, 6, 2, 16), point(3, 8, 2, 32)),
+            *(point(2, 12, 2, 128), point(2, 8, 2, 128), point(2, 12, 2, 128, 256), point(2, 12, 4, 128)),
+            *(point(4, 6, 2, 64), point(3, 8, 2, 64)),
         ]
         if wide
-        else [point(3, 4, 2, 0), point(2, 6, 4, 64), point(3, 4, 2, 64)]
+        else [point(3, 4, 2, 128), point(2, 6, 4, 128), point(3, 4, 2, 0)]
     )
     rules = (fits, *panel_rules(kernel, isa))
     usable = [one for one in (*good, narrowest) if not any(rule(one) for rule in rules)]
@@ -84,7 +87,7 @@ def matmul(kernel: Kernel, isa: Isa) -> Space:
             "nr": [vectors * isa.lanes for vectors in ((2, 3, 4) if wide else (2, 3))],
             "mr": [4, 5, 6, 8, 10, 12, 14] if wide else [3, 4, 5, 6],
             "unroll": [1, 2, 4],
-            "ahead": [0, 16, 32, 64],
+            "ahead": [0, 64, 128, 256],
             "group": [64, 128, 256],  # rows of the largest point it is timed at
             "grain": [256, 1024, 4096],
         },
@@ -111,12 +114,10 @@ def quantized(kernel: Kernel, isa: Isa) -> Space:
         return {**shape, "ask": ask, "group": 256, "grain": 16384 if grouped else 4096}
 
     # The best of sweeps over k=2048, n=2816: the tile at 48 and 252 rows, weights from memory at 1 to 8.
-    # AMX fills a register with rows of x once for a panel, so wide ones pay.
-    matrix = [point(16, 12, 16, 4), point(16, 12, 16)] if isa.dot == "tdpbsud" else []
-    streams = grouped and short and isa.dot in ("vpdpbusd", "tdpbsud")
+    streams = isa.dot == "tdpbsud" or (grouped and short and isa.dot == "vpdpbusd")
     streamed = [point(12, 12, 16, 4)] if streams else []  # 20 % faster at one token, 3 % slower at 64
     good = (
-        [*matrix, *streamed, point(12, 12, 16), point(8, 8, 16), point(6, 12, 8)]
+        [*streamed, point(12, 12, 16), point(8, 8, 16), point(6, 12, 8)]
         if wide
         else [point(4, 4 if short else 8, 16), point(8, 8, 16), point(3, 6, 16)]
     )
@@ -140,34 +141,39 @@ def quantized(kernel: Kernel, isa: Isa) -> Space:
 
 
 def attention(kernel: Kernel, isa: Isa) -> Space:
-    """few, many: lanes of a panel (query rows side by side) for a single token and for more; keys: keys whose
-    scores are in registers together; unroll: their steps; tile, width: rows and columns of values mixed
-    together; lone, block: keys softened at a time by a panel alone and by more; span: keys that are worth a
-    task of their own.
+    """few, many: lanes of a panel (query rows side by side) for a single token and for more; few_sums,
+    many_sums: vectors of sums in registers together: scores of how many keys are made at a time, how many
+    rows and columns of values are mixed; unroll: steps of scores; lone, block: keys softened at a time by a
+    panel alone and by more; span: keys that are worth a task of their own.
     """
     share = kernel["heads"] // (kernel["groups"] if kernel.kind == "attention" else 1)
-    few = min(16, max(4, 1 << (share - 1).bit_length()))
+    few, wide = min(16, max(4, 1 << (share - 1).bit_length())), isa.registers == 32
 
     def vectors(size: int) -> int:
         return -(-size // isa.lanes)
 
     def fits(schedule: Schedule) -> str | None:
-        lanes, keys, tile, width = (int(schedule[knob]) for knob in ("many", "keys", "tile", "width"))
-        needed = max((keys + 1) * vectors(lanes), (tile + 1) * vectors(width)) + 1
+        needed = max(
+            int(schedule[f"{form}_sums"]) + vectors(int(schedule[form])) + 1 for form in ("few", "many")
+        )
         return f"{needed} vector registers; {isa} has {isa.registers}" if needed > isa.registers else None
 
     # A panel alone waits for memory, and what was asked for lately arrives soonest: on AVX-512, 16 heads over
-    # 4096 keys took 1.05 ms with 16 keys, 1.10 with 32, 1.31 with 64; 128 heads 5.8 ms with 32, 6.3 with 64.
+    # 4096 keys took 1.05 ms with 16 keys at a time, 1.10 with 32, 1.31 with 64 (caches not yet aligned).
     default: dict[str, int | str] = {
-        **{"few": few, "many": 16, "keys": 16 if isa.lanes == 16 else 6, "unroll": 4},
-        **{"tile": 16 if isa.lanes == 16 else 6, "width": 16},
-        **({"lone": 16, "block": 32} if isa.lanes == 16 else {"lone": 24, "block": 64}),
+        **{"few": few, "many": 2 * isa.lanes, "unroll": 4},
+        **({"few_sums": 16, "many_sums": 24} if wide else {"few_sums": 12, "many_sums": 12}),
+        **({"lone": 16, "block": 48} if wide else {"lone": 24, "block": 64}),
         "span": 512,
     }
     choices: dict[str, list[int | str]] = {
-        **{"few": [few], "many": [8, 16, 32], "keys": [4, 5, 6, 8, 10, 12, 14, 16], "unroll": [1, 2, 4, 8]},
-        **{"tile": [2, 4, 6, 8, 16], "width": [isa.lanes * n for n in (1, 2, 4)]},
-        **{"lone": [12, 16, 24, 32, 64], "block": [32, 64, 128, 256], "span": [128, 256, 512, 1024, 2048]},
+        **{"few": [few], "many": [8, 16, 32], "unroll": [1, 2, 4, 8]},
+        **{f"{form}_sums": [8, 12, 16, 20, 24, 28] if wide else [6, 8, 10, 12] for form in ("few", "many")},
+        **{
+            "lone": [12, 16, 24, 32, 64],
+            "block": [32, 48, 64, 128, 256],
+            "span": [128, 256, 512, 1024, 2048],
+        },
     }
     return Space(choices, default, rules=(fits,))
 

@@ -33,7 +33,7 @@ class Target:
     processor: str = ""  # what is measured is measured on; nothing: whatever processor this machine has
     unit: ClassVar[str] = "cpu"  # what workers of a fleet declare, with its name
     policies: ClassVar[Mapping[str, Policy | None]] = {"none": None, **POLICIES}
-    caches: ClassVar[Sequence[str]] = ("f32", "bf16")  # the first is the default
+    caches: ClassVar[Sequence[str]] = ("f32", "bf16", "int8")  # the first by default; int8: of latents
     pages: ClassVar[Sequence[int]] = (64,)  # rows of a page that caches may be in
     widest: ClassVar[str] = "f32"  # the format of weights that every kernel reads
     tools: ClassVar[Sequence[str]] = ("moec", "apache-tvm")  # packages that shape its code

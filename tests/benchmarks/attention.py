@@ -14,7 +14,7 @@ from moec.targets.cpu.device import Bench
 from moec.targets.cpu.sample import aligned, spread
 
 from .ceilings import FLOATS, READ
-from .kernels import floats, opened, placed
+from .kernels import called, floats, opened, placed
 from .onnx_session import session
 from .setting import Setting
 from .timing import Batch, Row, interleave, rows
@@ -29,7 +29,9 @@ SCALE = (NOPE + ROPE) ** -0.5
 
 
 def attention(setting: Setting) -> Iterator[Row]:
-    """Decode of one token over a latent cache: attention itself, then with absorption and projection."""
+    """Decode of one token over a latent cache: attention, with absorption and projection too, and that over
+    caches in fewer bits.
+    """
     for heads, bars in ((16, {"ONNX Attention-24": 10.0, READ: 0.8}), (128, {FLOATS: 0.6})):
         for what, ours, projected in (
             ("absorbed attention", core, False),
@@ -41,6 +43,9 @@ def attention(setting: Setting) -> Iterator[Row]:
             }
             seconds = interleave(calls | attention_floors(setting, heads, projected), 15)
             yield from rows(f"{what}, {heads} heads, {CACHED} cached", seconds, bars)
+        stored = {"moec": "f32+int8", "over bf16": "f32+bf16", "over f32": "f32"}
+        caches = {name: Batch(latent(heads, setting.threads, it), CALLS) for name, it in stored.items()}
+        yield from rows(f"over int8, {heads} heads, {CACHED} cached", interleave(caches, 15), {})
 
 
 def attention_floors(setting: Setting, heads: int, projected: bool) -> dict[str, Batch]:
@@ -52,36 +57,32 @@ def attention_floors(setting: Setting, heads: int, projected: bool) -> dict[str,
     return setting.floors(read=4 * (CACHED * (LATENT + ROPE) + weights), floats=2 * (pairs + weights))
 
 
-def called(bench: Bench, calls: list[list[Any]]) -> Callable[[], object]:
-    """A run that calls the kernel once with each of these operands."""
+def by_turns(bench: Bench, calls: list[list[Any]]) -> Callable[[], object]:
+    """A run that calls the kernel once with each of these operands, and its weights' copies by turns."""
     copies = [
         {i: [aligned(part) for part in parts] for i, parts in bench.packed.items()} for _ in range(COPIES)
     ]
-    each = [spread(operands, copies[call % COPIES]) for call, operands in enumerate(calls)]
-    ours, binding = bench.session(each)
-    for output in ours.get_outputs():
-        binding.bind_output(output.name, "cpu")
-    return placed(lambda: ours.run_with_iobinding(binding), bench.device.threads)
+    return called(bench, [spread(operands, copies[call % COPIES]) for call, operands in enumerate(calls)])
 
 
 def core(heads: int, threads: int) -> Callable[[], object]:
     """Our attention on queries that are already absorbed, all heads over one key and value."""
     dims = {"heads": heads, "groups": 1, "dk": LATENT + ROPE, "dv": LATENT}
     bench = opened(Kernel("attention", tuple(dims.items()), (("scale", SCALE),)), threads)
-    return called(bench, [operands(attention_feeds, bench.kernel, call) for call in range(CALLS)])
+    return by_turns(bench, [operands(attention_feeds, bench.kernel, call) for call in range(CALLS)])
 
 
-def latent(heads: int, threads: int) -> Callable[[], object]:
+def latent(heads: int, threads: int, dtype: str = "f32") -> Callable[[], object]:
     """Our latent attention: rotation, absorption, attention and value projection."""
     sizes = {"nope": NOPE, "rope": ROPE, "latent": LATENT, "value": VALUE, "pairs_in": 0, "pairs_out": 1}
     dims = {"heads": heads, **sizes, "width": heads * (NOPE + ROPE), "start": 0}
-    bench = opened(Kernel("latent_attention", tuple(dims.items()), (("scale", SCALE),)), threads)
-    return called(bench, [operands(latent_feeds, bench.kernel, call) for call in range(CALLS)])
+    bench = opened(Kernel("latent_attention", tuple(dims.items()), (("scale", SCALE),), dtype), threads)
+    return by_turns(bench, [operands(latent_feeds, bench.kernel, call) for call in range(CALLS)])
 
 
 def operands(feeds: Callable[..., list[Any]], kernel: Kernel, call: int) -> list[Any]:
-    """One token's, after CACHED - 1 others."""
-    return feeds(kernel, 1, np.random.default_rng(call), cached=CACHED - 1)
+    """One token's, after CACHED - 1 others, in caches that start at a page as an artifact's do."""
+    return [aligned(each) for each in feeds(kernel, 1, np.random.default_rng(call), cached=CACHED - 1)]
 
 
 def query(heads: int, call: int) -> Any:
@@ -92,8 +93,8 @@ def query(heads: int, call: int) -> Any:
 def caches(call: int) -> dict[str, Any]:
     """The key and value of all heads, for one call."""
     return {
-        f"k{call}": floats(1, 1, CACHED, LATENT + ROPE, seed=call),
-        f"v{call}": floats(1, 1, CACHED, LATENT, seed=call),
+        f"k{call}": aligned(floats(1, 1, CACHED, LATENT + ROPE, seed=call)),
+        f"v{call}": aligned(floats(1, 1, CACHED, LATENT, seed=call)),
     }
 
 

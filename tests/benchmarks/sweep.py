@@ -56,15 +56,14 @@ SPACES: Mapping[str, tuple[Kernel, Mapping[str, Sequence[int]]]] = {
     "attention": (
         Kernel("attention", HEADS, SCALE),
         {
-            **{"keys": [4, 6, 8, 10, 14, 16], "unroll": [1, 4], "tile": [4, 8, 16], "lone": [16]},
-            **{"block": [32], "span": [256, 512]},
+            **{"unroll": [1, 4], "lone": [16], "block": [32, 48], "span": [256, 512]},
         },
     ),
     "latent_attention": (
         Kernel("latent_attention", (*LATENT, *COLUMNS), SCALE),
         {
-            **{"keys": [4, 8, 10, 14, 16], "unroll": [4], "tile": [4, 8, 16], "lone": [16], "block": [32]},
-            **{"span": [512], "nr": [32], "absorb": [75, 100, 130]},
+            **{"unroll": [4], "lone": [16], "block": [32, 48], "span": [512], "nr": [32]},
+            **{"absorb": [75, 100, 130]},
         },
     ),
     **SHAPES,

@@ -8,7 +8,10 @@ import models
 import pytest
 from command import printed, refused
 
-from moec.compiler.policy import BadPolicy, policy_of
+from moec.compiler.ir import B, Graph, L
+from moec.compiler.ops.sources import INPUT
+from moec.compiler.policy import BadPolicy, cache_of, expect_read, policy_of
+from moec.compiler.rooms import target_of
 from moec.passes.precision import POLICIES
 
 
@@ -61,6 +64,20 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 def test_a_format_that_there_is_not() -> None:
     with pytest.raises(BadPolicy, match="there is no format 'int3' for weights; there is none, int4"):
         policy_of("int3")
+
+
+def test_caches_that_a_target_or_a_model_does_not_have() -> None:
+    cpu, cuda = target_of("cpu", "x86-64-v3"), target_of("cuda", "sm_90a")
+    assert (cache_of(cpu, None), cache_of(cpu, "int8"), cache_of(cuda, None)) == ("f32", "int8", "bf16")
+    with pytest.raises(BadPolicy, match="the cuda target keeps no cache in int8; there is bf16, fp8"):
+        cache_of(cuda, "int8")
+    with pytest.raises(BadPolicy, match="the cpu target keeps no cache in fp8; there is f32, bf16, int8"):
+        cache_of(cpu, "fp8")
+    past = INPUT(name="past.0.key", dtype="bf16", shape=(B, 2, L, 8))
+    with pytest.raises(BadPolicy, match="a cache in int8 is one of latents, and this model has none"):
+        expect_read(cpu, Graph((past,), (past,)), "int8")
+    codes = INPUT(name="past.0.key", dtype="i8", shape=(B, 1, L, 8))
+    expect_read(cpu, Graph((codes,), (codes,)), "int8")
 
 
 def test_on_the_command_line(tmp_path: Path) -> None:

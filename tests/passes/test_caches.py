@@ -56,7 +56,8 @@ def projected(name: str, rows: Value) -> tuple[Value, Value]:
     return present, LINEAR(FILLED(present, MASK), CONSTANT(name="w", dtype="f32", shape=(8, 8)))
 
 
-def test_latents_become_codes_with_a_scale_for_each_row() -> None:
+@pytest.mark.parametrize(("format", "codes"), [("fp8", "u8"), ("int8", "i8")])
+def test_latents_become_codes_with_scales_for_each_row(format: str, codes: str) -> None:
     first, made = projected("past.0.key", ROWS)
     second, _ = projected("past.1.key", SLICE(made, axis=2, start=S, stop=S + T))
     keys = APPEND(INPUT(name="past.0.value", dtype="f32", shape=PAST.shape), ROWS, MASK)
@@ -65,18 +66,18 @@ def test_latents_become_codes_with_a_scale_for_each_row() -> None:
     inputs = (MASK, ROWS, *(each.node.inputs[0] for each in outputs[1:]))
     before = Graph(inputs, outputs, names)
     check = Check({"w": np.eye(8, dtype=np.float32)}, random_feeds(before, {B: 2, T: 3, S: 5, L: 9}))
-    graph, _ = run(before, (NarrowCaches(), CodeLatents()), check=check)
+    graph, _ = run(before, (NarrowCaches(), CodeLatents(format)), check=check)
     assert {value.node.attrs["name"]: str(value.type) for value in graph.inputs[2:]} == {
-        "past.0.key": "u8[B, 2, L, 8]",
+        "past.0.key": f"{codes}[B, 2, L, 8]",
         "past.0.value": "bf16[B, 2, L, 8]",
         "past.1.key": "bf16[B, 2, L, 8]",  # which nothing projects
         "past.0.scale": "f32[B, 2, L, 1]",
     }
     assert graph.names == (*names, "present.0.scale")
-    assert [value.type.dtype for value in graph.outputs] == ["f32", "u8", "bf16", "bf16", "f32"]
+    assert [value.type.dtype for value in graph.outputs] == ["f32", codes, "bf16", "bf16", "f32"]
     assert sum(node.op is DECODE_ROWS for node in graph) == 1
 
 
 def test_without_latents_there_are_no_codes() -> None:
     graph = narrowed(APPEND(PAST, ROWS, MASK))
-    assert CodeLatents()(graph, []) == graph
+    assert CodeLatents("fp8")(graph, []) == graph

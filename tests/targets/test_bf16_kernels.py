@@ -15,7 +15,6 @@ from moec.targets.cpu.device import Bench
 from moec.targets.cpu.space import space
 
 Build = Callable[..., Bench]
-ABSORBED, MATERIALISED = 1, 2
 KINDS = ("linear", "linear_add", "linear_swiglu", "grouped_swiglu", "grouped_combine")
 
 
@@ -50,7 +49,8 @@ def test_schedules_of_the_space(kind: str, level: isa.Isa, build: Build) -> None
 
 LATENT = {"heads": 20, "nope": 12, "rope": 8, "latent": 16, "value": 10, "pairs_in": 0, "pairs_out": 1}
 GROUPED = {"heads": 6, "groups": 2, "dk": 12, "dv": 10}
-SHAPES = ((1, 1, 0, 0), (2, 1, 6, 4), (1, 7, 129, 0), (2, 33, 64, 20), (2, 2, 700, 701))
+# batch, new tokens, cached tokens, left padding of the second sequence; 60 tokens are cheaper materialised
+SHAPES = ((1, 1, 0, 0), (2, 1, 6, 4), (1, 7, 129, 0), (2, 60, 40, 20), (2, 2, 700, 701))
 
 
 def latent_kernel(dtype: str) -> Kernel:
@@ -59,10 +59,9 @@ def latent_kernel(dtype: str) -> Kernel:
     return Kernel("latent_attention", tuple({**LATENT, **columns}.items()), (("scale", 0.3),), dtype)
 
 
-@pytest.mark.parametrize("path", [ABSORBED, MATERIALISED])
 @pytest.mark.parametrize("dtype", ["bf16", "f32+bf16", "bf16+bf16"])
-def test_latent_attention(dtype: str, path: int, level: isa.Isa, build: Build) -> None:
-    bench = build(latent_kernel(dtype), level, path=path)
+def test_latent_attention(dtype: str, level: isa.Isa, build: Build) -> None:
+    bench = build(latent_kernel(dtype), level)
     for batch, tokens, cached, padding in SHAPES:
         feeds = bench.case.feeds(
             bench.kernel, tokens, np.random.default_rng(tokens), batch=batch, cached=cached, padding=padding

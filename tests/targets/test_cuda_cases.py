@@ -23,7 +23,7 @@ GRAPHS = [
     run(graph, (NarrowCaches(), *more, *passes(*ENDS), Precision(ALL_BF16, FORMATS, "bf16")))[0]
     for graph, *more in (
         *((decoder(2),), (decoder(2, latent=False),), (apart(),), (choosing(decoder()),)),
-        (decoder(2), CodeLatents()),
+        (decoder(2), CodeLatents("fp8")),
     )
 ]
 REGIONS = {kernel_of(node): node for graph in GRAPHS for node in graph if node.op is REGION}

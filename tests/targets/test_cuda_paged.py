@@ -26,7 +26,7 @@ from moec.targets.cuda.space import space
 from moec.targets.paged import PAGE, is_paged, left_over, unpaged
 
 REST = (PageCaches(PAGE), *PASSES, Precision(ALL_BF16, FORMATS, "bf16"))
-GRAPHS = [run(decoder(2), (NarrowCaches(), *coded, *REST))[0] for coded in ((), (CodeLatents(),))]
+GRAPHS = [run(decoder(2), (NarrowCaches(), *coded, *REST))[0] for coded in ((), (CodeLatents("fp8"),))]
 REGIONS = {kernel_of(node): node for graph in GRAPHS for node in graph if node.op is REGION}
 PAGED = [kernel for kernel in REGIONS if is_paged(kernel)]
 SETTINGS = (

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from random import Random
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import tvm
 from arrays import CHOICES
 
 from moec.compiler.bench import Counter
@@ -30,8 +34,9 @@ EXPERTS, SHARE = 8, 3
 MOST = {"int4": (-8, 7), "int8": (-127, 127)}
 # Codes and their sums are exact and the scaling is float32: far less is left than the tolerance of a trial.
 CLOSE = 2e-6
+# Tall tiles of AMX round what they multiply to 16 bits and leave out what is below.
+FOLDED = 2e-4
 FEW = 3  # rows of a tile: enough to have several heights, and quick to compile
-pytestmark = pytest.mark.usefixtures("low_tiles")
 
 
 def kernel_of(kind: str, weights: str, k: int, n: int, base: int = 1) -> Kernel:
@@ -51,6 +56,11 @@ def error(
     return max(deviation(mine, its) for mine, its in zip(bench.run(feeds, wanted), wanted))
 
 
+def close(level: isa.Isa) -> float:
+    """How close results are to the reference's."""
+    return FOLDED if level.dot == amx.INSTRUCTION else CLOSE
+
+
 @contextmanager
 def weights_of(bench: Bench, codes: np.ndarray, scales: np.ndarray) -> Iterator[Mapping[int, np.ndarray]]:
     """The bench with weights of the test's choice."""
@@ -62,12 +72,6 @@ def weights_of(bench: Bench, codes: np.ndarray, scales: np.ndarray) -> Iterator[
         yield weights
     finally:
         bench.__dict__["packed"] = saved
-
-
-@pytest.fixture
-def low_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """AMX from two rows on, or tiles of a test would be too low for it."""
-    monkeypatch.setattr(amx, "LEAST_ROWS", {4: 2, 8: 2})
 
 
 @pytest.fixture(params=[level for level in isa.ISAS if isa.supports(level)], ids=str)
@@ -83,14 +87,14 @@ def level(request: pytest.FixtureRequest) -> isa.Isa:
 def test_any_count_of_rows(kind: str, weights: str, k: int, n: int, level: isa.Isa, build: Build) -> None:
     bench = build(kernel_of(kind, weights, k, n), level, mr=FEW)
     for rows in (*range(FEW + 2), 7, 33):
-        assert (rows, error(bench, bench.feeds(rows)) <= CLOSE) == (rows, True)
+        assert (rows, error(bench, bench.feeds(rows)) <= close(level)) == (rows, True)
 
 
 @pytest.mark.parametrize(("kind", "weights"), [("linear_add", "int8"), ("grouped_swiglu", "int4")])
 def test_every_height_at_the_size_of_a_model(kind: str, weights: str, level: isa.Isa, build: Build) -> None:
     bench = build(kernel_of(kind, weights, 2048, 704), level)
     for rows in range(1, int(bench.schedule["mr"]) + 1):
-        assert (rows, error(bench, bench.feeds(rows)) <= CLOSE) == (rows, True)
+        assert (rows, error(bench, bench.feeds(rows)) <= close(level)) == (rows, True)
 
 
 @pytest.mark.parametrize("kind", ["grouped_swiglu", "grouped_combine"])
@@ -104,12 +108,12 @@ def test_experts_without_tokens(
     flat = np.array(chosen, np.int64).reshape(-1)
     feeds[1] = np.argsort(flat, kind="stable").astype(np.int64)
     feeds[2] = np.cumsum(np.bincount(flat, minlength=EXPERTS)).astype(np.int64)
-    assert error(bench, feeds) <= CLOSE
+    assert error(bench, feeds) <= close(level)
 
 
 def test_combine_without_a_base(level: isa.Isa, build: Build) -> None:
     bench = build(kernel_of("grouped_combine", "int4", 64, 50, base=0), level, mr=FEW)
-    assert error(bench, bench.feeds(7)) <= CLOSE
+    assert error(bench, bench.feeds(7)) <= close(level)
 
 
 @pytest.mark.parametrize("weights", FORMATS)
@@ -124,7 +128,7 @@ def test_the_largest_codes_do_not_saturate(
     ends = {1: [high], -1: [low], 0: [low, high]}[largest]
     with weights_of(bench, np.resize(ends, (48, 256)), np.ones((48, 8))) as chosen:
         x = np.full((3, 256), sign, np.float32)
-        assert error(bench, [x], chosen) <= CLOSE
+        assert error(bench, [x], chosen) <= close(level)
         (y,) = bench.run([x], [np.zeros((3, 48))])
         np.testing.assert_allclose(y, sign * 256 * np.mean(ends), rtol=1e-5)
 
@@ -138,7 +142,7 @@ def test_every_code_is_read_as_it_is(weights: str, level: isa.Isa, build: Build)
     x = np.eye(64, dtype=np.float32) * 127
     with weights_of(bench, codes, np.full((512, 2), 0.5)):
         (y,) = bench.run([x], [np.zeros((64, 512))])
-    np.testing.assert_array_equal(y, codes.T * 63.5)
+    np.testing.assert_allclose(y, codes.T * 63.5, rtol=0, atol=close(level) * 63.5 * high)
 
 
 @pytest.mark.parametrize("weights", FORMATS)
@@ -153,8 +157,50 @@ def test_rows_of_zeros_of_one_huge_value_and_of_denormal_numbers(
     (y,) = bench.run([x], wanted)
     assert not y[0].any()
     for row in (1, 2, 3):
-        assert deviation(y[row], wanted[0][row]) <= CLOSE
+        assert deviation(y[row], wanted[0][row]) <= close(level)
     assert np.abs(y[4]).max() < 1e-40
+
+
+@pytest.mark.parametrize("weights", FORMATS)
+def test_rows_of_one_number_that_is_not_needed(weights: str, level: isa.Isa, build: Build) -> None:
+    """Beside it the others are too small for 16 bits; k is so long that a row may be uneven."""
+    bench = build(kernel_of("linear", weights, 1024, 40), level, mr=FEW)
+    codes, scales = bench.weights[1].copy(), bench.weights[2]
+    codes[:, 7] = 0
+    (x,) = bench.feeds(20)
+    with weights_of(bench, codes, scales) as chosen:
+        assert error(bench, [x], chosen) <= close(level)
+        x[:, 7] = 1e4
+        assert error(bench, [x], chosen) <= CLOSE
+
+
+@pytest.mark.parametrize("weights", FORMATS)
+def test_columns_whose_scales_are_unlike(weights: str, level: isa.Isa, build: Build) -> None:
+    """The largest is of a group that x does not have; or no number."""
+    bench = build(kernel_of("linear", weights, 256, 72), level, mr=FEW)
+    codes, scales = bench.weights[1], bench.weights[2].copy()
+    (x,) = bench.feeds(20)
+    x[:, :32] = 0
+    scales[:, 0] *= 1000
+    with weights_of(bench, codes, scales) as chosen:
+        assert error(bench, [x], chosen) <= CLOSE
+    for bad in (np.inf, np.nan):
+        scales[5, 1] = bad
+        with weights_of(bench, codes, scales):
+            (y,) = bench.run([x], [np.zeros((20, 72))])
+        assert not np.isfinite(y[:, 5]).any()
+        assert np.isfinite(np.delete(y, 5, axis=1)).all()
+
+
+@pytest.mark.parametrize("weights", FORMATS)
+@pytest.mark.parametrize("spread", [1.0, 3.0])
+def test_numbers_of_a_model(weights: str, spread: float, level: isa.Isa, build: Build) -> None:
+    """Normal ones, and with columns that are up to e^(1.5 * spread) times as large as most."""
+    bench = build(kernel_of("grouped_combine", weights, 1408, 96, base=0), level, mr=FEW)
+    feeds, dice = bench.feeds(40), np.random.default_rng(0)
+    columns = np.exp(dice.standard_normal(1408, np.float32) * spread / 2)
+    feeds[0] = dice.standard_normal(feeds[0].shape, np.float32) * columns
+    assert error(bench, feeds) <= 2 * close(level)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -196,7 +242,7 @@ def test_instruction_sets_agree(weights: str, build: Build) -> None:
     wanted = benches[0].sample.wanted(feeds)
     first, *others = (bench.run(feeds, wanted)[0] for bench in benches)
     for other in others:
-        np.testing.assert_allclose(other, first, rtol=1e-4, atol=1e-5 * np.abs(first).max())
+        np.testing.assert_allclose(other, first, rtol=1e-4, atol=FOLDED * np.abs(first).max())
 
 
 @pytest.mark.parametrize(
@@ -207,7 +253,7 @@ def test_schedules_of_the_space(kind: str, weights: str, level: isa.Isa, build: 
     for schedule in sample(kernel, level, 1):
         bench = build(kernel, level, 2, **schedule)
         for rows in (1, 5, 40):
-            assert (schedule, rows, error(bench, bench.feeds(rows)) <= CLOSE) == (schedule, rows, True)
+            assert (schedule, rows, error(bench, bench.feeds(rows)) <= close(level)) == (schedule, rows, True)
 
 
 def sample(kernel: Kernel, level: isa.Isa, count: int) -> list[Schedule]:
@@ -287,19 +333,17 @@ def test_experts_are_left_out_by_the_bytes_they_really_take() -> None:
 @pytest.mark.parametrize("weights", FORMATS)
 @pytest.mark.parametrize("level", [*isa.ISAS, isa.NEON], ids=str)
 def test_products_are_summed_by_the_instruction_of_the_level(level: isa.Isa, weights: str) -> None:
-    """One for each row, vector and word of a group, in a matrix register for all; and nothing is called.
-
-    With matrices the first of the two groups is multiplied apart, before the loop over the others.
-    """
+    """One for each row, vector and word of a group; three for two groups of 16 rows in matrix registers."""
     kernel = kernel_of("linear", weights, 64, 64)
     schedule = space(kernel, level).default
-    *_, tallest, _ = quantized.tiles(kernel, schedule, level, "f")
-    code = compiled({"f": tallest}, level).inspect_source("asm")
+    made = quantized.tiles(kernel, schedule, level, "f")
+    matrices = level.dot == amx.INSTRUCTION
+    code = compiled({"f": made[-1 if matrices else int(schedule["mr"]) - 1]}, level).inspect_source("asm")
     code = code[: code.index(".size")]
     register = {"sdot": "4s", "tdpbsud": "tmm"}.get(level.dot, {8: "ymm", 16: "zmm"}.get(level.lanes))
     words = re.findall(rf"^\s+(vpdpbusd|vpmaddubsw|tdp\w+|sdot)\s.*{register}", code, re.MULTILINE)
-    each = 2 if level.dot == "tdpbsud" else 8 * int(schedule["mr"])
-    assert words == [level.dot] * (each * int(schedule["nr"]) // level.lanes)
+    each = [level.dot] * (8 * int(schedule["mr"]) * int(schedule["nr"]) // level.lanes)
+    assert words == (["tdpbssd"] * 6 + ["tdpbsud"] * 3 if matrices else each)
     assert not re.search(r"^\s+vpdpbusd\s[^,]*\(%\w+,", code, re.MULTILINE), "x at the sum of two registers"
     assert not re.search(r"^\s+(call\w*|bl)\s", code, re.MULTILINE)
 
@@ -307,11 +351,64 @@ def test_products_are_summed_by_the_instruction_of_the_level(level: isa.Isa, wei
 @pytest.mark.parametrize("ask", ["first", "all"])
 @pytest.mark.parametrize(("weights", "bits"), [("int4", 4), ("int8", 8)])
 def test_lines_of_a_later_group_are_asked_for(weights: str, bits: int, ask: str) -> None:
-    """A group of 64 columns is four lines a step and two of scales, or one line of each."""
+    """A group of 64 columns is four lines a step and two of scales, or one line of each. A tile of four rows
+    takes half of the columns at a time; one of one row takes all, and asks for all into the first cache.
+    """
     kernel, level = kernel_of("linear", weights, 32, 64), isa.V4_VNNI
-    schedule: Schedule = {**space(kernel, level).default, "nr": 64, "mr": 1, "sums": 12, "ask": ask}
-    code = compiled({"f": quantized.tiles(kernel, schedule, level, "f")[0]}, level).inspect_source("asm")
-    assert code.count("prefetcht1") == (4 * bits + 2 if ask == "all" else 2)
+    schedule: Schedule = {**space(kernel, level).default, "nr": 64, "mr": 4, "sums": 8, "ask": ask}
+    low, *_, tall, _ = quantized.tiles(kernel, schedule, level, "f")
+    code, other = (compiled({"f": each}, level).inspect_source("asm") for each in (low, tall))
+    lines, cache = (4 * bits + 2, 0) if ask == "all" else (2, 1)
+    assert code.count(f"prefetcht{cache}") == lines
+    assert other.count("prefetcht1") == (lines if ask == "all" else 2 * lines)
+
+
+@pytest.mark.parametrize(
+    ("kind", "weights"), [("linear", "int4"), ("linear", "int8"), ("grouped_combine", "int4")]
+)
+def test_each_line_of_the_next_block_is_asked_for_once(kind: str, weights: str) -> None:
+    """Codes and scales, 8 groups ahead; of experts that are mixed, the last block is asked for twice."""
+    kernel, panels, groups, ahead = kernel_of(kind, weights, 384, 128), 2, 12, 8
+    schedule: Schedule = {
+        **space(kernel, isa.V4_VNNI).default,
+        "nr": 64,
+        "sums": 12,
+        "ask": "all",
+        "ahead": ahead,
+    }
+    low = quantized.tiles(kernel, schedule, isa.V4_VNNI, "f")[0]
+    blocks = [[(at // groups, at % groups) for at in range(start, start + ahead)] for start in (0, 8, 16)]
+    for number, block in enumerate(blocks):
+        start = ahead * (number + 1 if kind == "linear" else min(number + 1, 2))
+        for memory, size in (("codes", 256 * int(weights[3:])), ("scales", 128)):
+            asked = sorted(byte for p, g in block for byte in lines_asked(low, panels, p, g)[memory])
+            assert asked == list(range(start * size, (start + ahead) * size, 64))
+
+
+def lines_asked(function: Any, panels: int, p: int, g: int) -> dict[str, list[int]]:
+    """The bytes that a tile asks for in group g of panel p, from the beginnings of its codes and scales."""
+    known: dict[Any, Any] = {function.params[-1]: panels}
+    found: dict[str, list[int]] = {"codes": [], "scales": []}
+    words = SimpleNamespace(
+        **{"Add": operator.add, "Sub": operator.sub, "Mul": operator.mul, "Div": operator.floordiv},
+        **{"min": min, "bitwise_and": operator.and_},
+    )
+
+    def value(expression: Any) -> int:
+        return int(eval(str(tvm.tirx.stmt_functor.substitute(expression, known)), {"T": words}))
+
+    def visit(node: Any) -> None:
+        if isinstance(node, tvm.tirx.For):
+            known[node.loop_var] = {"p": p, "g": g}.get(node.loop_var.name, node.loop_var)
+        elif isinstance(node, tvm.tirx.Bind) and node.var.dtype == "int32":
+            known[node.var] = value(node.value)
+        elif isinstance(node, tvm.tirx.Call) and "llvm.prefetch" in str(node):
+            line = next(each.args[0] for each in node.args if isinstance(each, tvm.tirx.Call))
+            size = {"int32": 4, "float16": 2}[line.buffer.dtype]
+            found["codes" if size == 4 else "scales"].append(size * value(line.indices[0]))
+
+    tvm.tirx.stmt_functor.pre_order_visit(function.body, lambda node: visit(node) or True)
+    return found
 
 
 def test_the_device_offers_the_most_capable_level() -> None:

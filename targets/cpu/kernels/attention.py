@@ -8,11 +8,13 @@ Heads over one latent cache, tokens of one head, or both may sit side by side. K
 they lie in the cache, once per panel of `lanes` rows. q is transposed, zero padded to full lanes and already
 scaled.
 
-One token of 16 heads over 4096 keys of 576 and values of 512, on two cores with AVX-512: 0.45 ms where all
-lies in the second cache, 0.64 ms to read it, 0.9 to 1.05 ms from memory: little of the two overlaps. Asking
-128 keys ahead, for every other line or for lines into the first cache too was slower. Asking for a line of
-each value in turn while scores are made was 3 to 7 % faster in a loop of its own, but its pointer would share
-an index (see weigh.py). Fewer bytes, as in a bfloat16 cache, should lift it; that was not measured.
+One token of 16 heads over 4096 keys of 576 and values of 512, on two cores with AVX-512 that were quiet: at
+the peak of multiplication 0.41 ms; 0.47 where all lies in the second cache, 0.56 in the third, 0.71 from
+memory, which plain loads read in 0.54. The same loops in C++, asking in the order of addresses, took as long,
+with 16, 32 and 64 keys and tiles of 16x1, 8x2 and 6x4; without asking 1.5 times as long. Asking 128 keys
+ahead, for every other line or for lines into the first cache too was slower. Panels of two vectors load each
+element of a key for two products: 128 heads reach 84 % of the peak, 78 with panels of one. This takes caches
+that start at a cache line; else loads of values are two each, and 128 heads with panels of one reach 57 %.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from ...base import Kernel, Schedule
 from ..isa import Isa
 from . import matmul, rotary
 from .bfloat import BYTES, STORED, widened
+from .coded import decode
 from .matmul import FAR, LINE, divisor, loops, prefetch
 from .softmax import merge, soften
 from .weigh import weigh
@@ -51,7 +54,7 @@ def score(
     first, second: float32, `keys` rows of `widths` elements, `strides` apart (second is not read if its width
     is 0); q: float32[sum(widths), lanes]; s: float32[keys, lanes]. Keys go `rows` at a time, the last tile
     ending with the last key; fewer than `rows` go one by one. On the way, `asked` elements for each key are
-    asked into the second-level cache, from `next` on, `stored` as in bfloat.py.
+    asked into the second-level cache, from `next` on, `stored` as in bfloat.py, at several places by turns.
     """
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(symbol)
@@ -97,7 +100,7 @@ def multiply(
         lines = 0 if at else -(-rows * asked * turn // (width * line))
         with loops(step=T.serial(width // turn)) as (step,):
             with loops(i=T.unroll(lines)) as (i,):
-                T.evaluate(prefetch(NEXT[wanted + (step * lines + i) * line], level=2))
+                T.evaluate(prefetch(NEXT[wanted + (i * (width // turn) + step) * line], level=2))
             with loops(u=T.unroll(turn), r=T.unroll(rows), j=T.vectorized(lanes)) as (u, r, j):
                 product = X[(start + r) * stride + step * turn + u] * Q[at + step * turn + u, j]
                 T.buffer_store(sums, sums[r, j] + product, [r, j])
@@ -128,31 +131,41 @@ def panel(
     widths: tuple[int, int],
     value: int,
     strides: tuple[int, int, int, int],
-    lanes: int,
-    schedule: Schedule,
+    form: tuple[int, int, int, Isa],
     asked: int,
     stored: str,
 ) -> list[Any]:
     """The three functions of one width of panel.
 
-    strides: of both parts of a key, of a value and of what is asked for while values are mixed; asked:
-    elements for each key that are asked for with scores. What is asked for is `stored` as in bfloat.py.
+    form: its lanes, vectors of sums in registers at most, and steps of scores at a time. strides: of both
+    parts of a key, of a value and of what is asked for while values are mixed. asked: elements for each key
+    that are asked for with scores, `stored` as in bfloat.py.
     """
-    keys, unroll, rows, width = (int(schedule[knob]) for knob in ("keys", "unroll", "tile", "width"))
+    lanes, sums, unroll, isa = form
+    keys = sums // -(-lanes // isa.lanes)
+    rows = min(keys, lanes)
     return [
         score(f"{name}_score", widths, strides[:2], lanes, keys, unroll, asked, stored),
         soften(f"{name}_soften", lanes),
-        weigh(f"{name}_weigh", value, strides[2:], lanes, min(rows, lanes), width, stored),
+        weigh(f"{name}_weigh", value, strides[2:], lanes, rows, min(4, sums // rows) * isa.lanes, stored),
     ]
+
+
+def panels(schedule: Schedule, isa: Isa) -> dict[str, tuple[int, int, int, Isa]]:
+    """The form of panels of few rows and of many."""
+    return {
+        form: (int(schedule[form]), int(schedule[f"{form}_sums"]), int(schedule["unroll"]), isa)
+        for form in ("few", "many")
+    }
 
 
 def grouped(kernel: Kernel, schedule: Schedule, isa: Isa, prefix: str) -> Sequence[Any]:
     """In the order of runtime/attention.cc: panels of few rows, of many, merge; widen for narrow caches."""
     key, value, stored = kernel["dk"], kernel["dv"], STORED[kernel.cache]
     sizes = (key, 0), value, (key, 0, value, value)
+    forms = panels(schedule, isa).items()
     return [
-        *panel(f"{prefix}_few", *sizes, int(schedule["few"]), schedule, key, stored),
-        *panel(f"{prefix}_many", *sizes, int(schedule["many"]), schedule, key, stored),
+        *(one for form, told in forms for one in panel(f"{prefix}_{form}", *sizes, told, key, stored)),
         merge(f"{prefix}_merge", value, isa.lanes),
         *([widen(f"{prefix}_widen", isa.lanes)] if stored != "float32" else []),
     ]
@@ -161,15 +174,19 @@ def grouped(kernel: Kernel, schedule: Schedule, isa: Isa, prefix: str) -> Sequen
 def latent(kernel: Kernel, schedule: Schedule, isa: Isa, prefix: str) -> Sequence[Any]:
     """In the order of runtime/attention.cc's LatentFunction."""
     nope, rope, width, value = (kernel[name] for name in ("nope", "rope", "latent", "value"))
-    nr, few, many = (int(schedule[knob]) for knob in ("nr", "few", "many"))
+    nr, forms = int(schedule["nr"]), panels(schedule, isa)
     weights, stored = STORED[kernel.weights], STORED[kernel.cache]
     absorbed = (width, rope), width, (width, rope, width, width)
+    asked = rope * (2 if stored == "int8" else 1)  # of keys, which are bfloat16 beside codes
     strides = padded(nope, nr), rope, padded(value, nr), width
-    expanded = panel(f"{prefix}_keys", (nope, rope), value, strides, many, schedule, 0, stored)
+    expanded = panel(f"{prefix}_keys", (nope, rope), value, strides, forms["many"], 0, stored)
     turned = rotary.rotate(f"{prefix}_rotate", rope, isa.lanes, kernel["pairs_in"], kernel["pairs_out"])
     return [
-        *panel(f"{prefix}_few", *absorbed, few, schedule, 0, stored),
-        *panel(f"{prefix}_many", *absorbed, many, schedule, 0, stored),
+        *(
+            one
+            for form, told in forms.items()
+            for one in panel(f"{prefix}_{form}", *absorbed, told, asked, stored)
+        ),
         expanded[0],
         expanded[2],
         merge(f"{prefix}_merge_latent", width, isa.lanes),
@@ -178,12 +195,18 @@ def latent(kernel: Kernel, schedule: Schedule, isa: Isa, prefix: str) -> Sequenc
         *products(f"{prefix}_nope", nope, nr, isa, weights),
         *products(f"{prefix}_latent", width, nr, isa, weights),
         *([widen(f"{prefix}_widen", isa.lanes)] if stored != "float32" else []),
+        *([decode(f"{prefix}_decode", width)] if stored == "int8" else []),
     ]
 
 
 def products(name: str, k: int, nr: int, isa: Isa, stored: str) -> list[Any]:
-    """The matmul tile for each of HEIGHTS."""
-    return [matmul.tile(f"{name}{rows}", rows, k, nr, isa.lanes, unroll=2, stored=stored) for rows in HEIGHTS]
+    """The matmul tile for each of HEIGHTS. A few rows read weights from memory and ask for them early; more
+    come in turns, which find them in the cache.
+    """
+    return [
+        matmul.tile(f"{name}{rows}", rows, k, nr, isa, unroll=2, ahead=128 if rows < 4 else 0, stored=stored)
+        for rows in HEIGHTS
+    ]
 
 
 def padded(size: int, to: int) -> int:

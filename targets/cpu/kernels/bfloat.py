@@ -10,9 +10,9 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-# How the floats of a Kernel.dtype lie in memory, and the bytes of one.
-STORED: Mapping[str, str] = {"f32": "float32", "bf16": "uint16"}
-BYTES: Mapping[str, int] = {"float32": 4, "uint16": 2}
+# How the floats of a Kernel.dtype lie in memory, or codes of them (coded.py), and the bytes of one.
+STORED: Mapping[str, str] = {"f32": "float32", "bf16": "uint16", "int8": "int8"}
+BYTES: Mapping[str, int] = {"float32": 4, "uint16": 2, "int8": 1}
 
 
 def widened(x: Any) -> Any:

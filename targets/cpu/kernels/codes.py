@@ -18,6 +18,8 @@ from tvm.tirx.script import builder as T
 from ....compiler.ops.quantize import GROUP
 from .matmul import FAR, LINE, prefetch
 
+PAGE = 4096  # bytes; hardware follows reads in each page for itself
+
 # A record in int32: codes, then scale, then start.
 CODES = GROUP // 4
 SCALE, START, RECORD = CODES, CODES + 1, CODES + 2
@@ -28,7 +30,7 @@ LOW_NIBBLES = 0x0F0F0F0F
 class Shape:
     """Of a tile: rows of x, columns of a panel, of which so many vectors are summed together.
 
-    ahead: groups by which weights are asked for early, every line of them or the first.
+    ahead: groups by which weights are asked for early, a power of two; every line of them or the first.
     """
 
     rows: int
@@ -43,6 +45,11 @@ class Shape:
     @property
     def groups(self) -> int:
         return self.k // GROUP
+
+    @property
+    def group_bytes(self) -> int:
+        """Of a group's codes in a panel."""
+        return 4 * self.bits * self.nr
 
 
 def registers(name: str, kind: str, *sizes: int) -> Any:
@@ -102,6 +109,37 @@ class Operands:
             T.evaluate(prefetch(self.W[p, later * shape.bits + step, column], 2))
         for column in range(columns.start, ends, 2 * LINE):  # a scale has half the bytes
             T.evaluate(prefetch(self.S[p, later, column], 2))
+
+    def stream(self, p: Any, g: Any, shape: Shape, on: bool) -> None:
+        """Prefetch for a tile that takes whole groups, one behind the other through its panels.
+
+        While it works on a block of `ahead` groups it asks for the next, by turns in each of its pages, into
+        the first cache. on: whether what is read next lies behind the last panel; else the last block is
+        asked for again, which is there.
+
+        On two cores of a Xeon with AMX, beside asking in order (ask), experts in 4 bits took 0.87 of the time
+        at one token and 0.85 at 16, with 16 KB to a block; with 8 KB 0.90 and 0.90, with 32 KB 0.88 and 0.90;
+        into the second cache 0.92 and 0.88. A plain loop over the same bytes in the tile's place, in order,
+        took 0.92 and 0.93. Experts in 8 bits took 0.93 at one token, linear layers in 4 bits 0.80.
+        """
+        pages = shape.ahead * shape.group_bytes // PAGE
+        if not pages or not shape.every:
+            self.ask(p, g, shape, range(shape.nr))
+            return
+        part = PAGE // shape.ahead  # bytes of each page that are asked for with one group
+        at = p * shape.groups + g
+        turn = at & (shape.ahead - 1)
+        start = at - turn + shape.ahead
+        if not on:
+            start = T.min(start, self.panels * shape.groups - shape.ahead)
+        later = T.bind(start + turn)
+        first = T.bind((later * shape.group_bytes - turn * (shape.group_bytes - part)) // 4)
+        codes = buffer("WF", "int32", [T.int64(FAR)], self.W.data)
+        scales = buffer("SF", "float16", [T.int64(FAR)], self.S.data)
+        for page, line in product(range(pages), range(0, part, 4 * LINE)):
+            T.evaluate(prefetch(codes[first + (page * PAGE + line) // 4]))
+        for column in range(0, shape.nr, 2 * LINE):  # a scale has half the bytes
+            T.evaluate(prefetch(scales[later * shape.nr + column]))
 
 
 def operands(symbol: str, shape: Shape) -> Operands:

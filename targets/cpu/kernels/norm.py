@@ -10,6 +10,7 @@ from tvm.script import tirx as T
 from ...base import Kernel, Schedule
 from ..isa import Isa
 from . import rotary
+from .coded import encode
 from .matmul import divisor
 
 # Of squares summed side by side.
@@ -66,11 +67,12 @@ def rms_norm(kernel: Kernel, schedule: Schedule, isa: Isa, prefix: str) -> Seque
 
 
 def latent_write(kernel: Kernel, schedule: Schedule, isa: Isa, prefix: str) -> Sequence[Any]:
-    """In the order of runtime/rows.cc: the norm of latents, the rotation of keys."""
+    """In the order of runtime/rows.cc: the norm of latents, the rotation of keys, codes."""
     turned = rotary.rotate(
         f"{prefix}_rotate", kernel["r"], isa.lanes, kernel["pairs_in"], kernel["pairs_out"]
     )
-    return [rms(f"{prefix}_rms", kernel["c"], isa.lanes), turned]
+    coded = [encode(f"{prefix}_encode", kernel["c"])] if kernel.cache == "int8" else []
+    return [rms(f"{prefix}_rms", kernel["c"], isa.lanes), turned, *coded]
 
 
 BUILDERS: Mapping[str, Callable[[Kernel, Schedule, Isa, str], Sequence[Any]]] = {

@@ -7,7 +7,7 @@ and a vector of columns, and two more instructions for its scales: 80 % of the p
 tile together come 12 to unpack codes of 4 bits and 4 for scales, so 12 rows take 136 slots for 96 products,
 71 %. Such mixes with nothing to wait for took 59.5 and 66 cycles on an Emerald Rapids (81 and 73 %); tiles of
 12 rows take 71 to 72 (66 to 68 %; int8 67), weights in the second cache. Codes unpacked once for all tiles of
-a panel would be next.
+a panel would be next; with AMX, amx.py goes another way.
 """
 
 from __future__ import annotations
@@ -48,7 +48,10 @@ def tile(symbol: str, shape: Shape, by: Dot, finish: str) -> Any:
                 for i, v in ((i, v) for i in range(rows) for v in vectors):
                     T.buffer_store(C, T.broadcast(T.float32(0), lanes), [i, T.ramp(v * lanes, 1, lanes)])
                 with loops(g=T.serial(shape.groups)) as (g,):
-                    of.ask(p, g, shape, range(first * lanes, vectors.stop * lanes))
+                    if shape.together * lanes == nr:
+                        of.stream(p, g, shape, on=finish != "accumulate")  # of an expert few panels come
+                    else:
+                        of.ask(p, g, shape, range(first * lanes, vectors.stop * lanes))
                     add(of.group(p, g, shape), by, C, vectors)
             with loops(i=T.unroll(rows), v=T.unroll(width // lanes), j=T.vectorized(lanes)) as (i, v, j):
                 to = of.YAT[i] + T.cast(p * width + v * lanes + j, "int64")
@@ -136,20 +139,24 @@ def nearest(x: Any) -> Any:
 
 
 def tiles(kernel: Kernel, schedule: Schedule, isa: Isa, prefix: str) -> Sequence[Any]:
-    """Tiles of 1, 2, .. mr rows, then the function that rounds x."""
-    nr, mr, sums, ahead = (int(schedule[knob]) for knob in ("nr", "mr", "sums", "ahead"))
+    """Tiles of 1, 2, .. mr rows, then the function that rounds x; with AMX those of amx.py."""
+    k, nr, mr, sums, ahead = (kernel["k"], *(int(schedule[knob]) for knob in ("nr", "mr", "sums", "ahead")))
     bits, finish = BITS[kernel.weights], FINISH[kernel.kind]
     by, asked = dot(isa, bits), (ahead, schedule["ask"] == "all")
 
     def height(rows: int) -> Any:
         together = divisor(nr // isa.lanes, max(1, sums // rows))
-        shape = Shape(rows, kernel["k"], nr, isa.lanes, together, bits, *asked)
-        if isa.dot == amx.INSTRUCTION and rows >= amx.LEAST_ROWS[bits]:
-            return amx.tile(f"{prefix}_{rows}", shape, finish)
+        shape = Shape(rows, k, nr, isa.lanes, together, bits, *asked)
         return tile(f"{prefix}_{rows}", shape, by, finish)
 
-    heights = [height(rows) for rows in range(1, mr + 1)]
-    return [*heights, rounding(f"{prefix}_rounding", by.zero)]
+    made = [*map(height, range(1, mr + 1)), rounding(f"{prefix}_rounding", by.zero)]
+    if isa.dot == amx.INSTRUCTION:
+        made += [
+            amx.folding(f"{prefix}_folding", k),
+            amx.comparing(f"{prefix}_comparing", k, nr),
+            amx.tile(f"{prefix}_tall", k, nr, bits, finish),
+        ]
+    return made
 
 
 BUILDERS = dict.fromkeys(FINISH, tiles)

@@ -14,16 +14,18 @@ namespace {
 
 enum LatentDim { HEADS, NOPE, ROPE, LATENT, VALUE, PAIRS_IN, PAIRS_OUT, Q_WIDTH, Q_START };
 enum LatentKnob { NR, FEW, MANY, LONE, BLOCK, SPAN, PATH, ABSORB };
-enum LatentInput { Q, COS, SIN, CACHE, ROTARY_KEYS, MASK, W_UK_Q, W_UK, W_UV };
+enum LatentInput { Q, COS, SIN, CACHE, ROTARY_KEYS, MASK, W_UK_Q, W_UK, W_UV, SCALES };
 enum LatentFunction {
   SCORE_FEW, SOFTEN_FEW, WEIGH_FEW, SCORE_MANY, SOFTEN_MANY, WEIGH_MANY, SCORE_KEYS, WEIGH_KEYS,
   MERGE_LATENT, MERGE_VALUE, ROTATE, PROJECT_QUERY, PROJECT_LATENT = PROJECT_QUERY + kHeights,
-  WIDEN = PROJECT_LATENT + kHeights
+  WIDEN = PROJECT_LATENT + kHeights, DECODE
 };
 enum Path { AUTO, ABSORBED, MATERIALISED };
 enum Pairs { INTERLEAVED, HALVES, NONE };
 
 using Rotate = void (*)(const float* x, const float* cos, const float* sin, float* y);
+
+constexpr int64_t kScaled = 32;  // columns of codes that share a scale
 
 int64_t padded(int64_t size, int64_t to) { return (size + to - 1) / to * to; }
 
@@ -58,9 +60,15 @@ struct Latent {
   const float* query(int64_t b, int64_t t, int64_t n) const {
     return q + (b * tokens + t) * q_step + q_start + n * width();
   }
+  bool coded() const { return stores(call, CACHE, I8); }
+  int64_t groups() const { return padded(latent, kScaled) / kScaled; }
   Cache cache(LatentInput in, int64_t width) const {
-    return {call.in(in).as<char>(), width, stores(call, in, BF16) ? function<Widen>(WIDEN) : nullptr};
+    const auto data = call.in(in).as<char>();
+    if (stores(call, in, I8))
+      return {data, width, nullptr, function<Decode>(DECODE), call.in(SCALES).as<float>(), groups()};
+    return {data, width, stores(call, in, BF16) ? function<Widen>(WIDEN) : nullptr};
   }
+  void ask(int64_t at, int64_t count) const { latents.ask(at, count), rotary_keys.ask(at, count); }
   int64_t weight_bytes() const { return stores(call, W_UK, BF16) ? 2 : 4; }
   const void* weight(LatentInput w, int64_t n, int64_t size) const {  // that of head n
     return call.in(w).as<char>() + n * size * weight_bytes();
@@ -130,7 +138,7 @@ void absorbed(Latent& a, float* out) {
   const int first = few ? SCORE_FEW : SCORE_MANY;
   const int64_t lanes = a.knob(few ? FEW : MANY), block = a.knob(few ? LONE : BLOCK);
   Form form{lanes, a.latent + a.rope, a.latent, a.latent, block, a.knob(SPAN),
-            a.latents.widen ? block * (a.latent + a.rope) : 0,
+            a.latents.narrow() ? block * (a.latent + a.rope) : 0,
             a.function<Score>(first), a.function<Soften>(first + 1), a.function<Weigh>(first + 2),
             a.function<Merge>(MERGE_LATENT), a.scale()};
   Job job{a.batch, a.heads * a.tokens, a.heads, 1, a.keys, a.tokens, kGroupRows, a.mask};
@@ -143,9 +151,10 @@ void absorbed(Latent& a, float* out) {
       [&](int64_t b, int64_t start, int64_t count, float* memory) {
         const int64_t at = b * a.room + start;
         const float* latents = a.latents.rows(at, count, memory);
-        const void* next = a.latents.row(at + count);
-        return Block{latents, a.rotary_keys.rows(at, count, memory), latents, next, next};
+        const float* turned = a.rotary_keys.rows(at, count, memory);
+        return Block{latents, turned, latents, a.rotary_keys.row(at + count), a.latents.row(at + count)};
       },
+      [&](int64_t b, int64_t start, int64_t count) { a.ask(b * a.room + start, count); },
       [&](int64_t b, int64_t row) { return a.mixed + (a.row(b, 0, 0) + row) * a.latent; });
   if (!a.call.failed()) project_values(a, out);
 }
@@ -180,6 +189,7 @@ void materialised(Latent& a, float* out) {
         const void* next = a.latents.row(at + count);
         return Block{keys, a.rotary_keys.rows(at, count, memory), values, next, next};
       },
+      [&](int64_t set, int64_t start, int64_t count) { a.ask(set / a.heads * a.room + start, count); },
       [&](int64_t set, int64_t t) { return out + a.row(set / a.heads, t, set % a.heads) * a.value; });
 }
 
@@ -191,7 +201,8 @@ bool operands_fit(Call& call, const Latent& a) {
          (!turned || turns(call, COS, a.batch, a.tokens, a.rope / 2)) &&
          holds(call, CACHE, a.batch * a.room * a.latent) && holds(call, ROTARY_KEYS, a.batch * a.room * a.rope) &&
          holds(call, MASK, a.batch * a.keys) && holds(call, W_UK_Q, a.heads * a.latent_padded * a.nope) &&
-         holds(call, W_UK, by_head * a.nope_padded) && holds(call, W_UV, by_head * a.value_padded);
+         holds(call, W_UK, by_head * a.nope_padded) && holds(call, W_UV, by_head * a.value_padded) &&
+         (!a.coded() || holds(call, SCALES, a.batch * a.room * a.groups()));
 }
 
 void latent_attention(Call& call) {
@@ -244,6 +255,9 @@ void attention(Call& call) {
         const float* second = past_values.rows(at, count, memory);
         return Block{first, nullptr, second, past_keys.row(at + count), past_values.row(at + count)};
       },
+      [&](int64_t set, int64_t start, int64_t count) {
+        past_keys.ask(set * room + start, count), past_values.ask(set * room + start, count);
+      },
       [&](int64_t set, int64_t row) { return out + place(set, row) * value; });
 }
 
@@ -251,6 +265,8 @@ constexpr Type latent_inputs[] = {F32, F32, F32, F32, F32, I64, F32, F32, F32};
 constexpr Type latent_bf16_inputs[] = {F32, F32, F32, F32, F32, I64, BF16, BF16, BF16};
 constexpr Type latent_over_bf16_inputs[] = {F32, F32, F32, BF16, BF16, I64, F32, F32, F32};
 constexpr Type latent_bf16_over_bf16_inputs[] = {F32, F32, F32, BF16, BF16, I64, BF16, BF16, BF16};
+constexpr Type latent_over_int8_inputs[] = {F32, F32, F32, I8, BF16, I64, F32, F32, F32, F32};
+constexpr Type latent_bf16_over_int8_inputs[] = {F32, F32, F32, I8, BF16, I64, BF16, BF16, BF16, F32};
 constexpr Type grouped_inputs[] = {F32, F32, F32, I64};
 constexpr Type grouped_over_bf16_inputs[] = {F32, BF16, BF16, I64};
 constexpr Type one_output[] = {F32};
@@ -266,6 +282,10 @@ extern const Kind latent_attention_over_bf16 = {
     "latent_attention_over_bf16", 1, 9, 1, latent_over_bf16_inputs, one_output, moec::latent_attention};
 extern const Kind latent_attention_bf16_over_bf16 = {
     "latent_attention_bf16_over_bf16", 1, 9, 1, latent_bf16_over_bf16_inputs, one_output, moec::latent_attention};
+extern const Kind latent_attention_over_int8 = {
+    "latent_attention_over_int8", 1, 10, 1, latent_over_int8_inputs, one_output, moec::latent_attention};
+extern const Kind latent_attention_bf16_over_int8 = {
+    "latent_attention_bf16_over_int8", 1, 10, 1, latent_bf16_over_int8_inputs, one_output, moec::latent_attention};
 extern const Kind attention = {"attention", 4, 4, 1, grouped_inputs, one_output, moec::attention};
 extern const Kind attention_over_bf16 = {
     "attention_over_bf16", 4, 4, 1, grouped_over_bf16_inputs, one_output, moec::attention};

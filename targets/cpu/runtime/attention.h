@@ -1,6 +1,8 @@
 // Sets of query rows over shared keys: panels, tasks, streaming softmax, merging. Knows no model.
 #pragma once
 
+#include <xmmintrin.h>
+
 #include <algorithm>
 #include <memory>
 
@@ -16,6 +18,7 @@ using Soften = void (*)(float* s, const int32_t* at, const int32_t* limit, float
 using Weigh = void (*)(const float* s, const float* values, const void* next, float* acc, const float* carry,
                        int32_t keys, int32_t used);
 using Widen = void (*)(const void* x, float* y, int32_t count);
+using Decode = void (*)(const void* codes, const float* scales, float* y, int32_t rows);
 using Merge = void (*)(const float* acc, const float* most, const float* total, float* y, int64_t step,
                        int32_t parts);
 using Multiply = void (*)(const float* x, const int64_t* xat, const void* w, float* y, const int64_t* yat,
@@ -61,18 +64,29 @@ struct Block {
   void last() { next_keys = first, next_values = values; }  // nothing to ask for
 };
 
-// A cache [.., width] of float32 or, with a function that widens it, of bfloat16.
+// A cache [.., width] of float32; or, with a function that widens it, of bfloat16; or, with one that decodes rows, of
+// int8 with scales [.., groups].
 struct Cache {
   const char* data;
   int64_t width;
-  Widen widen;
+  Widen widen = nullptr;
+  Decode decode = nullptr;
+  const float* scales = nullptr;
+  int64_t groups = 0;
 
-  const void* row(int64_t at) const { return data + at * width * (widen ? 2 : 4); }
-  // Rows as float32: where they lie, or widened into memory for count * width floats, which then moves on.
+  bool narrow() const { return widen || decode; }
+  int64_t step() const { return width * (decode ? 1 : widen ? 2 : 4); }
+  const void* row(int64_t at) const { return data + at * step(); }
+  // Asks for rows into the second-level cache.
+  void ask(int64_t at, int64_t count) const {
+    for (int64_t byte = 0; byte < count * step(); byte += 64) __builtin_prefetch(data + at * step() + byte, 0, 2);
+  }
+  // Rows as float32: where they lie, or made in memory for count * width floats, which then moves on.
   const float* rows(int64_t at, int64_t count, float*& memory) const {
-    if (!widen) return static_cast<const float*>(row(at));
+    if (!narrow()) return static_cast<const float*>(row(at));
     float* wide = memory;
-    widen(row(at), wide, int32_t(count * width));
+    if (decode) decode(row(at), scales + at * groups, wide, int32_t(count));
+    else widen(row(at), wide, int32_t(count * width));
     memory += count * width;
     return wide;
   }
@@ -83,10 +97,22 @@ struct Parts {
   const float *first, *second;
 };
 
-// Rows become the lanes of q [count, lanes].
+// Rows become the lanes of q [count, lanes]; four at a time, which takes half as long.
 inline void spread(const float* const* rows, int64_t used, int64_t lanes, int64_t count, float scale, float* q) {
-  for (int64_t d = 0; d < count; ++d)
-    for (int64_t i = 0; i < used; ++i) q[d * lanes + i] = rows[i][d] * scale;
+  int64_t i = 0;
+  for (; i + 4 <= used; i += 4) {
+    int64_t d = 0;
+    for (; d + 4 <= count; d += 4) {
+      __m128 part[4];
+      for (int r = 0; r < 4; ++r) part[r] = _mm_mul_ps(_mm_loadu_ps(rows[i + r] + d), _mm_set1_ps(scale));
+      _MM_TRANSPOSE4_PS(part[0], part[1], part[2], part[3]);
+      for (int r = 0; r < 4; ++r) _mm_storeu_ps(q + (d + r) * lanes + i, part[r]);
+    }
+    for (; d < count; ++d)
+      for (int r = 0; r < 4; ++r) q[d * lanes + i + r] = rows[i + r][d] * scale;
+  }
+  for (; i < used; ++i)
+    for (int64_t d = 0; d < count; ++d) q[d * lanes + i] = rows[i][d] * scale;
 }
 
 // y[i] = x[i] @ w for rows `xstep` and `ystep` apart and a packed w; functions are those for 1, 2 and 4 rows.
@@ -228,9 +254,10 @@ struct Task {
 // Attends every row of every set.
 //   query(set, row)                    the Parts of its query
 //   keys(set, start, count, room)      the Block of those keys, expanded into room if need be
+//   ask(set, start, count)             asks for a stretch's first block, which none before it could ask for
 //   result(set, row)                   where the row's `value` numbers go
-template <class Query, class Keys, class Result>
-void attend(Call& call, const Form& form, const Job& job, Query&& query, Keys&& keys, Result&& result) {
+template <class Query, class Keys, class Ask, class Result>
+void attend(Call& call, const Form& form, const Job& job, Query&& query, Keys&& keys, Ask&& ask, Result&& result) {
   const Division d(form, job);
   const int64_t step = Sums::size(form, d.panels);
   float* parts = d.splits > 1 ? call.scratch<float>(job.sets * d.splits * step) : nullptr;
@@ -244,7 +271,9 @@ void attend(Call& call, const Form& form, const Job& job, Query&& query, Keys&& 
     if (!memory) return __atomic_store_n(&failed, true, __ATOMIC_RELAXED);
     const Sums sums = parts ? Sums(parts + (set * d.splits + split) * step, form, d.panels).from(first, form)
                             : Sums(memory.get() + size, form, count);
-    Task work(form, job, set, first, count, start, std::min(job.keys, start + d.stretch), memory.get());
+    const int64_t stop = std::min(job.keys, start + d.stretch);
+    Task work(form, job, set, first, count, start, stop, memory.get());
+    ask(set, start, std::min(form.block, stop - start));
     work.begin(query, sums);
     work.run(keys, sums);
     if (parts) return;

@@ -37,6 +37,13 @@ struct Dense {
     return true;
   }
 
+  bool ready(Call&, int64_t) const { return true; }
+  int64_t together() const { return 1; }
+  bool fits(int64_t, const int64_t*) const { return false; }
+  bool alike(int64_t) const { return false; }
+
+  void ask(int64_t) const {}
+
   void tile(int64_t rows, const int64_t* xat, int64_t panel, float* y, const int64_t* yat, const float* extra,
             int64_t panels) const {
     reinterpret_cast<Tile>(row.functions[rows - 1])(x, xat, w + panel * panel_bytes(), y, yat, extra, int32_t(panels));

@@ -15,6 +15,11 @@
 //     says where row order[r] / share is for each r; false after fail
 //   int64_t step() const                 from one row of x to the next, in the units of xat
 //   int64_t panel_bytes() const
+//   bool ready(Call&, int64_t rows)      prepares for taller tiles than mr, if there are such; false after fail
+//   int64_t together() const    panels of a task that is given all rows: they find x in the second cache
+//   bool fits(int64_t rows, const int64_t* xat) const, bool alike(int64_t panel) const
+//     whether those rows of x, and that panel, may be computed so: one panel at a time by up to kMaxRows rows
+//   void ask(int64_t panel) const        prefetches the beginning of a panel
 //   void tile(int64_t rows, const int64_t* xat, int64_t panel, float* y, const int64_t* yat, const float* extra,
 //             int64_t panels) const
 //     y[yat[i] + p*width + j] = finish(sum over k of x[xat[i] + k] * w[panel + p, k, j]) for rows i, panels p
@@ -30,10 +35,12 @@ enum MatmulDim { K, N, Experts, Share, Base };  // linear kinds end at N, groupe
 enum MatmulKnob { Nr, Mr, Group, Grain };       // panel width, tallest function, rows of a segment, cost of a task
 enum class Finish { Store, Add, Swiglu, Accumulate };
 
-constexpr int kMaxRows = 16, kMaxWidth = 128;  // of a tile
+constexpr int kMaxRows = 48, kMaxWidth = 128;  // of a tile
 // Reading a weight costs as much as this many rows of arithmetic, about.
 constexpr int64_t kStream = 8;
 constexpr int64_t kMaxTasks = 512;
+// Tiles of mr rows that a taller one pays for: with AMX one of 12 to 16 rows was slower than two that wait for memory.
+constexpr int64_t kManyTiles = 2;
 
 struct Segment {
   int64_t weight, first, rows;
@@ -92,12 +99,16 @@ struct Matmul {
 
   // Panels first..last-1 of a segment. Few rows: one pass over all panels; many: a panel stays in cache for all rows.
   void compute(const Segment& s, int64_t first, int64_t last) const {
-    const int64_t blocks = (s.rows + mr - 1) / mr, step = blocks == 1 ? last - first : 1;
-    for (int64_t panel = first; panel < last; panel += step)
+    const bool fits = s.rows >= kManyTiles * mr && store.fits(s.rows, xat + s.first);
+    const int64_t step = s.rows <= mr ? last - first : 1;
+    for (int64_t panel = first; panel < last; panel += step) {
+      const int64_t height = fits && store.alike(s.weight * panels + panel) ? kMaxRows : mr;
+      const int64_t blocks = (s.rows + height - 1) / height;
       for (int64_t b = 0; b < blocks; ++b) {
         const int64_t from = s.rows * b / blocks, to = s.rows * (b + 1) / blocks;
         block(s, s.first + from, to - from, panel, step);
       }
+    }
   }
 
   // Panels of all segments, laid end to end by cost, from low to high.
@@ -137,8 +148,16 @@ struct Matmul {
     return true;
   }
 
+  bool ready(Call& call, int64_t rows) {
+    int64_t longest = 0;
+    for (int64_t i = 0; i < count; ++i) longest = longest > segments[i].rows ? longest : segments[i].rows;
+    return longest < kManyTiles * mr || store.ready(call, rows);
+  }
+
+  // Beyond four, a number that two and four threads divide: of nine tasks the last kept one thread waiting.
   size_t tasks(int64_t most) const {
-    const int64_t wanted = cost() * panels * k * nr / (row.knobs[Grain] * 1024);
+    int64_t wanted = cost() * panels * k * nr / (row.knobs[Grain] * 1024);
+    if (wanted > 4) wanted = wanted / 4 * 4;
     most = most < kMaxTasks ? most : kMaxTasks;
     return size_t(wanted < 1 ? 1 : wanted < most ? wanted : most);
   }
@@ -177,7 +196,7 @@ void linear(Call& call) {
   if (!m.y || !m.allocate(call, rows, 1) || !m.store.rows(call, x)) return;
   m.extra = finish == Finish::Add ? call.in(residual).as<float>() : m.y;
   m.all_rows(rows);
-  m.run(call);
+  if (m.ready(call, rows)) m.run(call);
 }
 
 // Rows of every expert, as segments. `order` says which slot (token * share + choice) each row is.
@@ -214,7 +233,7 @@ void grouped_swiglu(Call& call) {
   if (!m.store.gather(call, call.in(1).as<int64_t>(), share, rows, m.xat)) return;
   m.extra = m.y;
   for (int64_t r = 0; r < rows; ++r) m.yat[r] = r * m.columns;
-  m.run(call);
+  if (m.ready(call, rows)) m.run(call);
 }
 
 // Split by columns of the output, so that no two threads add to the same one and sums keep their order.
@@ -232,7 +251,7 @@ void grouped_combine(Call& call) {
   m.y = added ? static_cast<float*>(call.out(0, call.in(old).shape, call.in(old).rank))
               : call.out<float>(0, {tokens, n});
   float* scale = m.y ? call.scratch<float>(rows) : nullptr;
-  if (!scale || !route(call, m, tokens * share) || !m.store.rows(call, call.in(0))) return;
+  if (!scale || !route(call, m, tokens * share) || !m.store.rows(call, call.in(0)) || !m.ready(call, rows)) return;
   m.extra = scale;
   const int64_t* order = call.in(1).as<int64_t>();
   for (int64_t r = 0; r < rows; ++r) {
@@ -241,7 +260,7 @@ void grouped_combine(Call& call) {
     scale[r] = weights.as<float>()[order[r]];
   }
   call.count(m.bytes());
-  const int64_t shares = int64_t(m.tasks(m.panels));
+  const int64_t shares = int64_t(m.tasks((m.panels + m.store.together() - 1) / m.store.together()));
   call.parallel(shares, [&](size_t task) {
     const int64_t first = m.panels * int64_t(task) / shares, last = m.panels * (int64_t(task) + 1) / shares;
     const int64_t from = first * m.width, to = last * m.width < n ? last * m.width : n;
@@ -249,7 +268,13 @@ void grouped_combine(Call& call) {
       if (base) memcpy(m.y + t * n + from, base + t * n + from, (to - from) * sizeof(float));
       else memset(m.y + t * n + from, 0, (to - from) * sizeof(float));
     }
-    for (int64_t i = 0; i < m.count; ++i) m.compute(m.segments[i], first, last);
+    // What is read next is asked for before an expert's last panel: at 16 tokens that is 50 experts for each panel.
+    for (int64_t i = 0; i < m.count; ++i) {
+      const bool more = i + 1 < m.count;
+      m.compute(m.segments[i], first, last - 1);
+      if (more || last < m.panels) m.store.ask(m.segments[more ? i + 1 : 0].weight * m.panels + (more ? first : last));
+      m.compute(m.segments[i], last - 1, last);
+    }
   });
 }
 

@@ -2,8 +2,11 @@
 //
 // A panel's codes are nr words of four bytes for each step along k, its scales nr numbers for each group; x is
 // rounded to records of the same groups first, each row once, however many experts read it; those of one expert then
-// lie one behind the other, since a tile register is filled with rows at equal distances. The generated functions
-// (kernels/quantized.py) know what is in a word and in a record.
+// lie one behind the other, at equal distances. The generated functions (kernels/quantized.py) know what is in a word
+// and in a record.
+//
+// More rows than the tallest of these tiles has may go to a taller one (kernels/amx.py), which reads x as rows that
+// are folded from records. It is exact enough for rows that say they fit, and panels whose scales are alike.
 #include "matmul.h"
 
 namespace moec {
@@ -12,16 +15,23 @@ namespace {
 constexpr int64_t kGroup = 32, kRecord = 10;  // numbers of a group, int32 of a record
 constexpr int64_t kRoundTask = 512;           // groups; fewer are not worth another thread
 constexpr int64_t kCopyTask = 8 * kRoundTask;
+constexpr int64_t kTogether = 4;              // panels: folded rows of all experts are more than the second cache holds
+constexpr int64_t kStep = 64, kFolded = 32;   // columns, and int32 that they are in a folded row
+constexpr int64_t kEnd = 16, kFits = 2;       // int32 of its end, and which of those says whether it fits
 
 using Tile = void (*)(const int32_t* x, const int64_t* xat, const void* w, const uint16_t* scales, float* y,
                       const int64_t* yat, const float* extra, int32_t panels);
 using Round = void (*)(const float* x, int32_t* records, int32_t groups);
+using Fold = void (*)(const int32_t* records, int32_t* folded, int32_t rows);
+using Compare = void (*)(const uint16_t* scales, int32_t* alike);
+using Tall = void (*)(const int32_t* x, const void* w, const uint16_t* scales, float* y, const int64_t* yat,
+                      const float* extra, int32_t rows);
 
 template <int bits>
 struct Codes {
   static constexpr int kOperands = 2;
   const Row& row;
-  const int32_t* records = nullptr;
+  const int32_t *records = nullptr, *folded = nullptr;
   const char* codes = nullptr;
   const uint16_t* scales = nullptr;
 
@@ -38,12 +48,16 @@ struct Codes {
     return holds(call, at, panels * panel_codes()) && holds(call, at + 1, panels * panel_scales());
   }
 
-  // The function behind the tallest tile rounds.
+  // Behind the tiles come functions that round, fold, compare and compute a taller tile, the last three or none.
+  template <class F>
+  F function(int64_t place) const { return reinterpret_cast<F>(row.functions[row.knobs[Mr] + place]); }
+  int64_t folded_size() const { return (row.dims[K] + kStep - 1) / kStep * kFolded + kEnd; }
+
   bool rows(Call& call, const Tensor& x) {
     const int64_t groups = x.rows() * (row.dims[K] / kGroup), tasks = (groups + kRoundTask - 1) / kRoundTask;
     auto to = call.scratch<int32_t>(groups * kRecord);
     if (!to) return false;
-    const auto round = reinterpret_cast<Round>(row.functions[row.knobs[Mr]]);
+    const auto round = function<Round>(0);
     call.parallel(tasks, [&](size_t task) {
       const int64_t first = groups * int64_t(task) / tasks, last = groups * (int64_t(task) + 1) / tasks;
       round(x.as<float>() + first * kGroup, to + first * kRecord, int32_t(last - first));
@@ -65,10 +79,52 @@ struct Codes {
     return true;
   }
 
+  bool ready(Call& call, int64_t rows) {
+    if (!function<Fold>(1)) return true;
+    auto to = call.scratch<int32_t>(rows * folded_size());
+    if (!to) return false;
+    const int64_t tasks = (rows * step() / kRecord + kRoundTask - 1) / kRoundTask;
+    call.parallel(tasks, [&](size_t task) {
+      const int64_t first = rows * int64_t(task) / tasks, last = rows * (int64_t(task) + 1) / tasks;
+      function<Fold>(1)(records + first * step(), to + first * folded_size(), int32_t(last - first));
+    });
+    folded = to;
+    return true;
+  }
+
+  int64_t together() const { return folded ? kTogether : 1; }
+
+  bool fits(int64_t rows, const int64_t* xat) const {
+    if (!folded) return false;
+    const int32_t* end = folded + xat[0] / step() * folded_size() - kEnd + kFits;
+    for (int64_t i = 1; i <= rows; ++i)
+      if (!end[i * folded_size()]) return false;
+    return true;
+  }
+
+  bool alike(int64_t panel) const {
+    int32_t all = 0;
+    function<Compare>(2)(scales + panel * panel_scales(), &all);
+    return all;
+  }
+
+  // Four pages of codes, in turns as tiles do (codes.py), and their scales; into the second cache.
+  void ask(int64_t panel) const {
+    constexpr int64_t kPage = 4096, kBytes = 4 * kPage, kLine = 64;
+    const char* from = codes + panel * panel_codes();
+    const char* scale = reinterpret_cast<const char*>(scales + panel * panel_scales());
+    for (int64_t line = 0; line < kPage; line += kLine)
+      for (int64_t page = 0; page < kBytes; page += kPage) __builtin_prefetch(from + page + line, 0, 2);
+    for (int64_t line = 0; line < kBytes / bits / 2; line += kLine) __builtin_prefetch(scale + line, 0, 2);
+  }
+
   void tile(int64_t rows, const int64_t* xat, int64_t panel, float* y, const int64_t* yat, const float* extra,
             int64_t panels) const {
-    reinterpret_cast<Tile>(row.functions[rows - 1])(records, xat, codes + panel * panel_codes(),
-                                                    scales + panel * panel_scales(), y, yat, extra, int32_t(panels));
+    const char* w = codes + panel * panel_codes();
+    const uint16_t* s = scales + panel * panel_scales();
+    if (rows > row.knobs[Mr])
+      return function<Tall>(3)(folded + xat[0] / step() * folded_size(), w, s, y, yat, extra, int32_t(rows));
+    reinterpret_cast<Tile>(row.functions[rows - 1])(records, xat, w, s, y, yat, extra, int32_t(panels));
   }
 };
 

@@ -9,6 +9,7 @@ namespace {
 
 using Rms = void (*)(const float* x, const float* w, float* y, float eps, int32_t rows, int32_t xstep, int32_t ystep);
 using Rotate = void (*)(const float* x, const float* cos, const float* sin, float* y);
+using Encode = void (*)(const float* x, int8_t* codes, float* scales);
 
 enum Pairs { INTERLEAVED, HALVES, NONE };
 
@@ -95,10 +96,12 @@ void put(void* cache, Type type, int64_t at, const float* from, int64_t count) {
   }
 }
 
+int64_t bytes_of(Type type) { return type == F32 ? 4 : type == BF16 ? 2 : 1; }
+
 // Everything but the new rows, when the runtime gave another buffer. False after call.fail.
 bool keep_old(Call& call, const Tensor& past, void* to, Type type, int64_t start, int64_t tokens) {
   if (to == past.data) return true;
-  const int64_t room = past.shape[2], row_bytes = past.shape[3] * (type == F32 ? 4 : 2);
+  const int64_t room = past.shape[2], row_bytes = past.shape[3] * bytes_of(type);
   const char* old = past.as<char>();
   char* present = static_cast<char*>(to);
   if (old < present + past.rows() * row_bytes && present < old + past.rows() * row_bytes)
@@ -140,7 +143,9 @@ void append(Call& call) {
 // --- latent_write: kv [B, T, width] holds latents at column start and rotary keys behind them ----------------
 
 enum WriteDim { C, R, KV_WIDTH, KV_START, PAIRS_IN, PAIRS_OUT };
-enum WriteInput { KV, W_NORM, COS, SIN, PAST_LATENT, PAST_KEYS, MASK };
+enum WriteInput { KV, W_NORM, COS, SIN, PAST_LATENT, PAST_KEYS, MASK, PAST_SCALES };  // scales: of int8 only
+enum WriteFunction { RMS, ROTATE, ENCODE };
+constexpr int64_t kScaled = 32;  // columns of codes that share a scale
 
 void latent_write(Call& call) {
   if (!has_rank(call, KV, 3) || !has_rank(call, PAST_LATENT, 4) || !has_rank(call, PAST_KEYS, 4) ||
@@ -149,21 +154,28 @@ void latent_write(Call& call) {
   const Tensor &kv = call.in(KV), &cos = call.in(COS), &past = call.in(PAST_LATENT), &past_keys = call.in(PAST_KEYS);
   const int64_t *dims = call.row.dims, c = dims[C], r = dims[R], tokens = kv.shape[1], room = past.shape[2];
   const int64_t seen = call.in(MASK).shape[1], start = seen - tokens, batch = kv.shape[0];
-  const bool turned = dims[PAIRS_IN] != NONE;
+  const bool turned = dims[PAIRS_IN] != NONE, coded = stores(call, PAST_LATENT, I8);
+  const int64_t groups = (c + kScaled - 1) / kScaled;
   if (!fits(call, tokens, seen, room) || !holds(call, KV, batch * tokens * dims[KV_WIDTH]) ||
       !holds(call, W_NORM, c) || !holds(call, MASK, batch * seen) ||
       !holds(call, PAST_LATENT, batch * room * c) || !holds(call, PAST_KEYS, batch * room * r) ||
-      (turned && !turns(call, COS, batch, tokens, r / 2)))
+      (turned && !turns(call, COS, batch, tokens, r / 2)) ||
+      (coded && (!has_rank(call, PAST_SCALES, 4) || !holds(call, PAST_SCALES, batch * room * groups))))
     return;
-  const Type type = call.row.kind->input_types[PAST_LATENT];
+  const Type *types = call.row.kind->input_types, type = types[PAST_LATENT], key_type = types[PAST_KEYS];
   void* latents = call.out(0, past.shape, past.rank);
   void* keys = call.out(1, past_keys.shape, past_keys.rank);
+  const Tensor& past_scales = call.in(PAST_SCALES);
+  auto scales = coded ? static_cast<float*>(call.out(2, past_scales.shape, past_scales.rank)) : nullptr;
   float* made = call.scratch<float>(batch * tokens * (c + r));
-  if (!latents || !keys || !made) return;
-  if (!keep_old(call, past, latents, type, start, tokens) || !keep_old(call, past_keys, keys, type, start, tokens))
+  if (!latents || !keys || !made || (coded && !scales)) return;
+  if (!keep_old(call, past, latents, type, start, tokens) ||
+      !keep_old(call, past_keys, keys, key_type, start, tokens) ||
+      (coded && !keep_old(call, past_scales, scales, F32, start, tokens)))
     return;
-  const auto rms = reinterpret_cast<Rms>(call.row.functions[0]);
-  const auto rotate = reinterpret_cast<Rotate>(call.row.functions[1]);
+  const auto rms = reinterpret_cast<Rms>(call.row.functions[RMS]);
+  const auto rotate = reinterpret_cast<Rotate>(call.row.functions[ROTATE]);
+  const auto encode = coded ? reinterpret_cast<Encode>(call.row.functions[ENCODE]) : nullptr;
   const int64_t angles = angle_step(cos, tokens, r / 2);
   by_rows(call, batch * tokens, c + r, kTaskElements, [&](int64_t first, int64_t last) {
     for (int64_t row = first; row < last; ++row) {
@@ -173,8 +185,9 @@ void latent_write(Call& call) {
       rms(x, call.in(W_NORM).as<float>(), latent, float(call.row.reals[0]), 1, int32_t(c), int32_t(c));
       const int64_t angle = (b * angles + t) * (r / 2);
       if (turned) rotate(x + c, cos.as<float>() + angle, call.in(SIN).as<float>() + angle, key);
-      put(latents, type, to * c, latent, c);
-      put(keys, type, to * r, turned ? key : x + c, r);
+      if (coded) encode(latent, static_cast<int8_t*>(latents) + to * c, scales + to * groups);
+      else put(latents, type, to * c, latent, c);
+      put(keys, key_type, to * r, turned ? key : x + c, r);
     }
   });
 }
@@ -184,7 +197,9 @@ constexpr Type append_inputs[] = {F32, F32, I64};
 constexpr Type append_bf16_inputs[] = {BF16, F32, I64};
 constexpr Type write_inputs[] = {F32, F32, F32, F32, F32, F32, I64};
 constexpr Type write_bf16_inputs[] = {F32, F32, F32, F32, BF16, BF16, I64};
+constexpr Type write_int8_inputs[] = {F32, F32, F32, F32, I8, BF16, I64, F32};
 constexpr Type bf16_outputs[] = {BF16, BF16};
+constexpr Type int8_outputs[] = {I8, BF16, F32};
 
 }  // namespace
 
@@ -199,5 +214,8 @@ extern const Kind latent_write = {"latent_write", 2, 7, 2, write_inputs, floats,
                                   in_place<PAST_LATENT, 0, PAST_KEYS, 1>};
 extern const Kind latent_write_over_bf16 = {"latent_write_over_bf16", 2, 7, 2, write_bf16_inputs, bf16_outputs,
                                             moec::latent_write, in_place<PAST_LATENT, 0, PAST_KEYS, 1>};
+extern const Kind latent_write_over_int8 = {"latent_write_over_int8", 2, 8, 3, write_int8_inputs, int8_outputs,
+                                            moec::latent_write,
+                                            in_place<PAST_LATENT, 0, PAST_KEYS, 1, PAST_SCALES, 2>};
 }  // namespace kind
 }  // namespace moec
