@@ -23,7 +23,8 @@ from moec.compiler.source import resolve
 from moec.compiler.trace import trace
 from moec.passes.layout import pack
 from moec.passes.precision import POLICIES, Precision
-from moec.targets.cpu import table
+from moec.targets.cpu import isa, table
+from moec.targets.cpu.kernels import amx
 from moec.targets.cpu.lower import FORMATS, layout_of
 from moec.targets.cpu.pipeline import PASSES
 from moec.targets.regions import kernel_of
@@ -109,7 +110,8 @@ def test_an_artifact_is_proved_kernel_by_kernel_and_its_quality_is_told(compiled
     found = load(out).manifest
     assert found.proof == report.manifest.proof is not None
     assert set(found.proof["kernels"]) == {each.name for each in found.kernels}
-    assert max(each["max_error"] for each in found.proof["kernels"].values()) < 1e-5
+    folds = isa.host().dot == amx.INSTRUCTION  # tall tiles round to 16 bits
+    assert max(each["max_error"] for each in found.proof["kernels"].values()) < (2e-4 if folds else 1e-5)
     assert 0 < found.proof["logit_error"] < LOGITS["int4"]
     assert 0 < found.proof["tokens_agreed"] <= found.proof["tokens"]
     kernels = {each.kernel.split()[0]: each.kernel.split()[-1] for each in found.kernels}
@@ -173,7 +175,7 @@ def test_logits_of_layers_of_real_width_stay_close(
     quant: str, bar: float, home: Path, tmp_path: Path
 ) -> None:
     """The mean difference from PyTorch over its largest logit, with routing as it comes."""
-    config = write_config(tmp_path / "config", V3_460M | {"num_hidden_layers": 2})
+    config = write_config(tmp_path / "config", V3_460M | {"num_hidden_layers": 2, "n_routed_experts": 16})
     report = compile_model(config=config, random_weights=0, out=tmp_path / "out", quant=quant)
     assert report.manifest.proof is not None
     assert report.manifest.proof["mean_error"] < bar

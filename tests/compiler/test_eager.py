@@ -63,6 +63,6 @@ def test_any_other_module() -> None:
     module, x = torch.nn.Linear(3, 2), torch.randn(4, 3)
     source = Source("test", "module", module=module, inputs=(x,))
     np.testing.assert_array_equal(inputs(source)[0], x.numpy())
-    np.testing.assert_allclose(outputs(source)[0], outputs(source, double=True)[0], rtol=1e-5)
+    np.testing.assert_allclose(outputs(source)[0], outputs(source, double=True)[0], rtol=1e-5, atol=1e-6)
     assert outputs(source, double=True)[0].dtype == np.float64
     assert module.weight.dtype == torch.float32

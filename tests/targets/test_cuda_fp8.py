@@ -193,21 +193,23 @@ def test_scales_of_experts_have_room_to_begin_earlier(
     assert maps["s1"].box == (str(t.rows + 4 * t.ragged), "1")
 
 
-@pytest.mark.parametrize("name", ["experts", "tokens"])
-def test_scales_of_experts_are_loaded_from_whole_16_bytes_on(name: str) -> None:
-    """Anywhere else is an illegal instruction. The source is written in a process that has no other TVM."""
+def test_scales_of_experts_are_loaded_from_whole_16_bytes_on() -> None:
+    """Anywhere else is an illegal instruction. Sources are written in a process that has no other TVM."""
     program = (
         "import pickle, sys\n"
         "from moec.targets.cuda import emit, sm\n"
-        "kernel, schedule = pickle.load(sys.stdin.buffer)\n"
-        "print(emit.sources(kernel, schedule, sm.named('sm_90a'))[1])\n"
+        "for asked in pickle.load(sys.stdin.buffer):\n"
+        "    print('--- source', emit.sources(*asked, sm.named('sm_90a'))[1])\n"
     )
-    asked = pickle.dumps((SMALL[name], {**space(SMALL[name], SM).default, "t_inline": 0}))
+    kernels = [SMALL[name] for name in ("experts", "tokens")]
+    asked = pickle.dumps([(one, {**space(one, SM).default, "t_inline": 0}) for one in kernels])
     done = subprocess.run([sys.executable, "-c", program], input=asked, capture_output=True, check=True)
-    source = done.stdout.decode()
-    load = re.search(r"tma_load\(s1_desc, .*, (\w+), \w+\);", source)
-    assert load, source
-    assert f"int {load[1]} = (at[1] - (at[1] & 3));" in source
+    _, *sources = done.stdout.decode().split("--- source")
+    assert len(sources) == len(kernels)
+    for source in sources:
+        load = re.search(r"tma_load\(s1_desc, .*, (\w+), \w+\);", source)
+        assert load, source
+        assert f"int {load[1]} = (at[1] - (at[1] & 3));" in source
 
 
 def test_they_become_one_library(emitted: Mapping[tuple[str, str], Emitted], tmp_path: Path) -> None:

@@ -193,12 +193,11 @@ def test_columns_whose_scales_are_unlike(weights: str, level: isa.Isa, build: Bu
 
 
 @pytest.mark.parametrize("weights", FORMATS)
-@pytest.mark.parametrize("spread", [1.0, 3.0])
-def test_numbers_of_a_model(weights: str, spread: float, level: isa.Isa, build: Build) -> None:
-    """Normal ones, and with columns that are up to e^(1.5 * spread) times as large as most."""
+def test_numbers_of_a_model(weights: str, level: isa.Isa, build: Build) -> None:
+    """Normal ones, with columns that are up to 90 times as large as most."""
     bench = build(kernel_of("grouped_combine", weights, 1408, 96, base=0), level, mr=FEW)
     feeds, dice = bench.feeds(40), np.random.default_rng(0)
-    columns = np.exp(dice.standard_normal(1408, np.float32) * spread / 2)
+    columns = np.exp(dice.standard_normal(1408, np.float32) * 1.5)
     feeds[0] = dice.standard_normal(feeds[0].shape, np.float32) * columns
     assert error(bench, feeds) <= 2 * close(level)
 

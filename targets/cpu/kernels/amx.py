@@ -364,9 +364,7 @@ def comparing(symbol: str, k: int, nr: int) -> Any:
         with loops(v=T.serial(nr // LANES)) as (v,):
             T.buffer_store(most, T.broadcast(T.int32(0), LANES), [every])
             T.buffer_store(least, bits, [every])
-            with loops(g=T.serial(groups)) as (
-                g,
-            ):  # as integers they are in the same order, others above all
+            with loops(g=T.serial(groups)) as (g,):  # as integers: in the same order, others above all
                 scale = T.bind(T.cast(S[g, T.ramp(v * LANES, 1, LANES)], f"int32x{LANES}"))
                 T.buffer_store(most, T.max(most[every], scale), [every])
                 T.buffer_store(least, T.min(least[every], (scale - one) & bits), [every])  # 0 above all
