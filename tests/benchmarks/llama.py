@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moec.targets.flags import cpu_flags
+
 from . import gguf_model
 from .absent import Absent, need
 
@@ -21,6 +23,9 @@ OPTIONS = (
     *("-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", "-DBUILD_SHARED_LIBS=OFF", "-DLLAMA_CURL=OFF"),
     *("-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_SERVER=OFF"),
 )
+# Where there is AMX it keeps weights in buffers that are for plain products only: on a model with experts
+# this version ends at once with "GGML_ASSERT(*cur_backend_id != -1) failed". Without, it has VNNI kernels.
+WITHOUT_AMX = "-mno-amx-int8"
 SPARE_BYTES = 4 << 30  # left free on the disk
 
 
@@ -41,7 +46,8 @@ def build(folder: Path) -> Path:
     cmake = tool("cmake")
     folder.mkdir(parents=True, exist_ok=True)
     source = unpacked(folder)
-    told(cmake, "-S", source, "-B", folder / "build", *OPTIONS)
+    flags = [f"-DCMAKE_{language}_FLAGS={WITHOUT_AMX}" for language in ("C", "CXX")]
+    told(cmake, "-S", source, "-B", folder / "build", *OPTIONS, *(flags if "amx_int8" in cpu_flags() else []))
     told(cmake, "--build", folder / "build", "--target", "llama-bench", "--parallel")
     return program
 
