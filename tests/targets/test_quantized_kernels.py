@@ -36,6 +36,7 @@ MOST = {"int4": (-8, 7), "int8": (-127, 127)}
 CLOSE = 2e-6
 # Tall tiles of AMX round what they multiply to 16 bits and leave out what is below.
 FOLDED = 2e-4
+LEVELS = [level for level in isa.ISAS if isa.supports(level)]
 FEW = 3  # rows of a tile: enough to have several heights, and quick to compile
 
 
@@ -74,9 +75,16 @@ def weights_of(bench: Bench, codes: np.ndarray, scales: np.ndarray) -> Iterator[
         bench.__dict__["packed"] = saved
 
 
-@pytest.fixture(params=[level for level in isa.ISAS if isa.supports(level)], ids=str)
-def level(request: pytest.FixtureRequest) -> isa.Isa:
+@pytest.fixture(params=LEVELS, ids=str)
+def every_level(request: pytest.FixtureRequest) -> isa.Isa:
     """Each instruction set this machine runs: they sum products of bytes each in its way."""
+    level: isa.Isa = request.param
+    return level
+
+
+@pytest.fixture(params=[LEVELS[0], LEVELS[-1]], ids=str)
+def level(request: pytest.FixtureRequest) -> isa.Isa:
+    """The most and the least of them, where what is tried is how tiles are put together."""
     level: isa.Isa = request.param
     return level
 
@@ -120,36 +128,36 @@ def test_combine_without_a_base(level: isa.Isa, build: Build) -> None:
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("largest", [1, -1, 0])
 def test_the_largest_codes_do_not_saturate(
-    weights: str, sign: int, largest: int, level: isa.Isa, build: Build
+    weights: str, sign: int, largest: int, every_level: isa.Isa, build: Build
 ) -> None:
     """Every product of its sign as large as it gets; largest 0: both ends by turns."""
-    bench = build(kernel_of("linear", weights, 256, 48), level, mr=FEW)
+    bench = build(kernel_of("linear", weights, 256, 48), every_level, mr=FEW)
     low, high = MOST[weights]
     ends = {1: [high], -1: [low], 0: [low, high]}[largest]
     with weights_of(bench, np.resize(ends, (48, 256)), np.ones((48, 8))) as chosen:
         x = np.full((3, 256), sign, np.float32)
-        assert error(bench, [x], chosen) <= close(level)
+        assert error(bench, [x], chosen) <= close(every_level)
         (y,) = bench.run([x], [np.zeros((3, 48))])
         np.testing.assert_allclose(y, sign * 256 * np.mean(ends), rtol=1e-5)
 
 
 @pytest.mark.parametrize("weights", FORMATS)
-def test_every_code_is_read_as_it_is(weights: str, level: isa.Isa, build: Build) -> None:
+def test_every_code_is_read_as_it_is(weights: str, every_level: isa.Isa, build: Build) -> None:
     """Each in each of the places of a group, times the only number of x that is not 0."""
-    bench = build(kernel_of("linear", weights, 64, 512), level, mr=FEW)
+    bench = build(kernel_of("linear", weights, 64, 512), every_level, mr=FEW)
     low, high = MOST[weights]
     codes = np.resize(np.arange(low, high + 1), (512, 64))
     x = np.eye(64, dtype=np.float32) * 127
     with weights_of(bench, codes, np.full((512, 2), 0.5)):
         (y,) = bench.run([x], [np.zeros((64, 512))])
-    np.testing.assert_allclose(y, codes.T * 63.5, rtol=0, atol=close(level) * 63.5 * high)
+    np.testing.assert_allclose(y, codes.T * 63.5, rtol=0, atol=close(every_level) * 63.5 * high)
 
 
 @pytest.mark.parametrize("weights", FORMATS)
 def test_rows_of_zeros_of_one_huge_value_and_of_denormal_numbers(
-    weights: str, level: isa.Isa, build: Build
+    weights: str, every_level: isa.Isa, build: Build
 ) -> None:
-    bench = build(kernel_of("linear", weights, 96, 40), level, mr=FEW)
+    bench = build(kernel_of("linear", weights, 96, 40), every_level, mr=FEW)
     (x,) = bench.feeds(5)
     x[0], x[1, 7], x[2, :32] = 0, 1e30, 0
     x[4] = np.float32(1e-45) * 150  # a scale of one unit, of which codes have no 150
@@ -157,27 +165,27 @@ def test_rows_of_zeros_of_one_huge_value_and_of_denormal_numbers(
     (y,) = bench.run([x], wanted)
     assert not y[0].any()
     for row in (1, 2, 3):
-        assert deviation(y[row], wanted[0][row]) <= close(level)
+        assert deviation(y[row], wanted[0][row]) <= close(every_level)
     assert np.abs(y[4]).max() < 1e-40
 
 
 @pytest.mark.parametrize("weights", FORMATS)
-def test_rows_of_one_number_that_is_not_needed(weights: str, level: isa.Isa, build: Build) -> None:
+def test_rows_of_one_number_that_is_not_needed(weights: str, every_level: isa.Isa, build: Build) -> None:
     """Beside it the others are too small for 16 bits; k is so long that a row may be uneven."""
-    bench = build(kernel_of("linear", weights, 1024, 40), level, mr=FEW)
+    bench = build(kernel_of("linear", weights, 1024, 40), every_level, mr=FEW)
     codes, scales = bench.weights[1].copy(), bench.weights[2]
     codes[:, 7] = 0
     (x,) = bench.feeds(20)
     with weights_of(bench, codes, scales) as chosen:
-        assert error(bench, [x], chosen) <= close(level)
+        assert error(bench, [x], chosen) <= close(every_level)
         x[:, 7] = 1e4
         assert error(bench, [x], chosen) <= CLOSE
 
 
 @pytest.mark.parametrize("weights", FORMATS)
-def test_columns_whose_scales_are_unlike(weights: str, level: isa.Isa, build: Build) -> None:
+def test_columns_whose_scales_are_unlike(weights: str, every_level: isa.Isa, build: Build) -> None:
     """The largest is of a group that x does not have; or no number."""
-    bench = build(kernel_of("linear", weights, 256, 72), level, mr=FEW)
+    bench = build(kernel_of("linear", weights, 256, 72), every_level, mr=FEW)
     codes, scales = bench.weights[1], bench.weights[2].copy()
     (x,) = bench.feeds(20)
     x[:, :32] = 0
@@ -203,8 +211,8 @@ def test_numbers_of_a_model(weights: str, level: isa.Isa, build: Build) -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_what_is_no_number_shows_in_its_row_only(bad: float, level: isa.Isa, build: Build) -> None:
-    bench = build(kernel_of("linear", "int8", 96, 40), level, mr=FEW)
+def test_what_is_no_number_shows_in_its_row_only(bad: float, every_level: isa.Isa, build: Build) -> None:
+    bench = build(kernel_of("linear", "int8", 96, 40), every_level, mr=FEW)
     (x,) = bench.feeds(3)
     clean = bench.run([x], [np.zeros((3, 40))])[0]
     x[1, 50] = bad
@@ -213,8 +221,8 @@ def test_what_is_no_number_shows_in_its_row_only(bad: float, level: isa.Isa, bui
     np.testing.assert_array_equal(y[[0, 2]], clean[[0, 2]])
 
 
-def test_halves_of_codes_are_rounded_to_even(level: isa.Isa, build: Build) -> None:
-    bench = build(kernel_of("linear", "int8", 32, 32), level, mr=FEW)
+def test_halves_of_codes_are_rounded_to_even(every_level: isa.Isa, build: Build) -> None:
+    bench = build(kernel_of("linear", "int8", 32, 32), every_level, mr=FEW)
     x = np.zeros((1, 32), np.float32)
     x[0, :6] = (127, 0.5, 1.5, 2.5, -0.5, -2.5)
     with weights_of(bench, np.eye(32), np.ones((32, 1))):
