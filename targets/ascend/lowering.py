@@ -27,6 +27,7 @@ from .toolchain import find
 FOLDER = Path(__file__).parent / "kernels"
 LONGEST_NAME = 49  # of a kernel, for the vendor's runtime
 MIX_MODE = re.compile(r', mix_mode\s*=\s*"[^"]*"')  # what comes after Triton refuses it
+CRASHED = "died with <Signals"  # how Python tells of a tool that a signal ended
 LIMIT_S = 120.0
 
 
@@ -75,6 +76,8 @@ class Lowering:
     def _answer(self, request: str, written_by: str) -> bytes:
         with self._lock:
             answer = self._ask(self._ready(written_by), request)
+            if CRASHED in answer.get("error", ""):  # then it takes the same request
+                answer = self._ask(self._ready(written_by), request)
         if "error" in answer:
             asked = json.loads(request)
             raise CannotBuild(f"{asked['function']} with {asked['constants']}: {sentence(answer['error'])}")
@@ -151,9 +154,12 @@ def lowering() -> Lowering:
 
 
 def sentence(words: str) -> str:
-    """What went wrong in a line, without the listing that Triton puts between place and cause."""
+    """What went wrong in a line, without the listing that Triton puts between place and cause; of a long one,
+    such as a command that failed, the middle is left out.
+    """
     first, *rest = [line.strip() for line in words.splitlines() if line.strip()] or ["no words"]
-    return " ".join([first, *([line for line in rest if "error" in line.lower()] or rest[-1:])])[:600]
+    line = " ".join([first, *([line for line in rest if "error" in line.lower()] or rest[-1:])])
+    return line if len(line) <= 600 else f"{line[:300]} ... {line[-300:]}"
 
 
 def sources() -> str:

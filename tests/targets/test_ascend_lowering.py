@@ -210,3 +210,20 @@ def test_none_is_left_when_who_asked_has_ended(write: Write, how: str) -> None:
         asking.kill()
     asking.communicate("\n" if how == "by itself" else None)
     expect_ended(lowers)
+
+
+@pytest.mark.parametrize("crashes", [1, 2])
+def test_a_tool_that_crashes_is_asked_once_more(crashes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of what Python says of it tells the cause, however long the command is."""
+    died = {"error": f"CalledProcessError: Command '{'x' * 900}' died with <Signals.SIGSEGV: 11>."}
+    answers = [*[died] * crashes, {"linalg": "module {}", "name": "f", "mixed": False}]
+    own = lowering.Lowering()
+    monkeypatch.setattr(own, "_ready", lambda _: None)
+    monkeypatch.setattr(own, "_ask", lambda *_: answers.pop(0))
+    request = '{"function": "matmul:tile", "constants": {}}'
+    if crashes == 1:
+        assert b"module" in own._answer(request, "")
+    else:
+        with pytest.raises(CannotBuild, match=r"matmul:tile with .* \.\.\. .*SIGSEGV"):
+            own._answer(request, "")
+    assert len(answers) == (crashes == 2)
