@@ -13,8 +13,9 @@ the peak of multiplication 0.41 ms; 0.47 where all lies in the second cache, 0.5
 memory, which plain loads read in 0.54. The same loops in C++, asking in the order of addresses, took as long,
 with 16, 32 and 64 keys and tiles of 16x1, 8x2 and 6x4; without asking 1.5 times as long. Asking 128 keys
 ahead, for every other line or for lines into the first cache too was slower. Panels of two vectors load each
-element of a key for two products: 128 heads reach 84 % of the peak, 78 with panels of one. This takes caches
-that start at a cache line; else loads of values are two each, and 128 heads with panels of one reach 57 %.
+element of a key for two products: in one run 128 heads reached 84 % of the peak, with panels of one 78; in a
+later one 79. This takes caches that start at a cache line; else loads of values are two each, and 128 heads
+with panels of one reached 57 %.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Attention reads them back a block at a time, into memory that stays in the first or second cache: for each
 vector of columns a load that widens, a conversion and a product. Over 4096 keys from memory that took 1.0 to
-1.02 times as long as float32, with 16 heads and with 128, and 0.96 to 1.01 times as long as bfloat16: scores
+1.06 times as long as float32, with 16 heads and with 128, and 0.96 to 1.01 times as long as bfloat16: scores
 and values are what takes the time, and reading hides behind it. What would be faster is products of bfloat16,
 which holds each code as it is; queries would be rounded.
 """
