@@ -62,11 +62,24 @@ def test_one_flipped_byte(damaged: Path, place: float) -> None:
 
 
 def test_one_flipped_byte_of_the_manifest(damaged: Path) -> None:
-    data = (damaged / "manifest.json").read_bytes()
+    manifest = damaged / "manifest.json"
+    sound = json.loads(data := manifest.read_bytes())
+    refusals = 0
     for position in np.linspace(0, len(data) - 2, 40).astype(int):
-        flip(damaged / "manifest.json", position)
-        assert "manifest.json" in refused("run", damaged, "--tokens", "1")
-        flip(damaged / "manifest.json", position)
+        flip(manifest, position)
+        if not says(manifest, sound):
+            assert "manifest.json" in refused("run", damaged, "--tokens", "1")
+            refusals += 1
+        flip(manifest, position)
+    assert refusals > 30
+
+
+def says(manifest: Path, content: object) -> bool:
+    """Whether a file still says the same: the last of 17 digits may not change the number that is read."""
+    try:
+        return bool(json.loads(manifest.read_bytes()) == content)
+    except ValueError:
+        return False
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "libmoec_cpu.so", "manifest.json"])
