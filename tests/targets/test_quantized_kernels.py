@@ -355,6 +355,17 @@ def test_products_are_summed_by_the_instruction_of_the_level(level: isa.Isa, wei
     assert not re.search(r"^\s+(call\w*|bl)\s", code, re.MULTILINE)
 
 
+@pytest.mark.parametrize("level", isa.ISAS, ids=str)
+def test_registers_are_spilled_as_they_are_aligned(level: isa.Isa) -> None:
+    """Whole vectors on the stack; at any other address half of them might cross a cache line."""
+    schedule: Schedule = {**space(kernel_of("linear", "int4", 64, 64), level).default, "mr": 16, "sums": 64}
+    tall = quantized.tiles(kernel_of("linear", "int4", 64, 64), schedule, level, "f")[15]
+    code = compiled({"f": tall}, level).inspect_source("asm")
+    moves = set(re.findall(r"^\s+(vmov\w+)\s+%[yz]mm\d+, -?\d*\(%r[sb]p\)", code, re.MULTILINE))
+    assert moves
+    assert moves <= {"vmovaps", "vmovdqa", "vmovdqa64"}
+
+
 @pytest.mark.parametrize("ask", ["first", "all"])
 @pytest.mark.parametrize(("weights", "bits"), [("int4", 4), ("int8", 8)])
 def test_lines_of_a_later_group_are_asked_for(weights: str, bits: int, ask: str) -> None:
@@ -366,7 +377,8 @@ def test_lines_of_a_later_group_are_asked_for(weights: str, bits: int, ask: str)
     low, *_, tall, _ = quantized.tiles(kernel, schedule, level, "f")
     code, other = (compiled({"f": each}, level).inspect_source("asm") for each in (low, tall))
     lines, cache = (4 * bits + 2, 0) if ask == "all" else (2, 1)
-    assert code.count(f"prefetcht{cache}") == lines
+    own = 1 - cache  # each asks for its own place on the stack too, into the first cache
+    assert code.count(f"prefetcht{cache}") == lines + own
     assert other.count("prefetcht1") == (lines if ask == "all" else 2 * lines)
 
 
