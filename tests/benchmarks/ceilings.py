@@ -27,6 +27,9 @@ UNITS = {READ: "GB/s", FLOATS: "GFLOP/s"}
 
 SOURCE = Path(__file__).with_name("ceilings.cc")
 READ_BYTES = 256 << 20  # of each thread: far more than any cache holds
+# Streams, and bytes by which lines are asked for early. An Emerald Rapids reads fastest the first way, a tenth
+# faster than in two streams; a Zen 3 the second: 29 GB/s with two cores, where the first way gives 24.6.
+READ_WAYS = ((8, 0), (4, 512))
 ROUNDS = 1 << 22
 ROUNDS_OF_MATRICES = 1 << 18
 
@@ -78,8 +81,14 @@ def ceilings(threads: int, build: Path) -> dict[str, Ceiling]:
         loop = getattr(loops, name)
         return Ceiling(threads * rounds * float(loop(1)), threads, lambda _: loop(rounds), pool)
 
+    def reading(way: tuple[int, int]) -> Ceiling:
+        """Each thread its array, in one of READ_WAYS."""
+        return Ceiling(
+            float(threads * READ_BYTES), threads, lambda thread: read(loops, places[thread], way), pool
+        )
+
     found = {
-        READ: Ceiling(float(threads * READ_BYTES), threads, lambda thread: read(loops, places[thread]), pool),
+        READ: max(map(reading, READ_WAYS), key=Ceiling.rate),
         FLOATS: repeated("multiply_floats", ROUNDS),
         INT8: repeated("multiply_bytes", ROUNDS),
     }
@@ -88,9 +97,9 @@ def ceilings(threads: int, build: Path) -> dict[str, Ceiling]:
     return found
 
 
-def read(loops: Any, place: Any) -> None:
+def read(loops: Any, place: Any, way: tuple[int, int]) -> None:
     """All of the array."""
-    loops.read_all(ctypes.c_void_p(place.ctypes.data), ctypes.c_size_t(place.nbytes))
+    loops.read_all(ctypes.c_void_p(place.ctypes.data), *map(ctypes.c_size_t, (place.nbytes, *way)))
 
 
 @cache
