@@ -31,6 +31,7 @@ constexpr int64_t kGroupRows = 128;  // rows that a block of keys serves while i
 constexpr int64_t kMostTasks = 64;   // keys are not split further; merge has room for as many parts
 constexpr int64_t kMergeRows = 4;    // rows merged by one task
 constexpr int64_t kMaxLanes = 64;    // of a panel
+constexpr int64_t kApart = 16;       // floats between rows of sums; kernels/weigh.py says why
 constexpr int64_t kMostPartials = 4 << 20;  // floats of half the sums to merge
 
 // One way to attend: how wide panels are and the functions generated for that width.
@@ -45,6 +46,8 @@ struct Form {
   Weigh weigh;
   Merge merge;
   float scale;            // of queries
+
+  int64_t step() const { return value + kApart; }  // from row to row of sums
 };
 
 struct Job {
@@ -150,18 +153,18 @@ struct Division {
 struct Sums {
   float *acc, *most, *total;
 
-  static int64_t size(const Form& form, int64_t panels) { return panels * form.lanes * (form.value + 2); }
+  static int64_t size(const Form& form, int64_t panels) { return panels * form.lanes * (form.step() + 2); }
   Sums(float* memory, const Form& form, int64_t panels)
-      : acc(memory), most(acc + panels * form.lanes * form.value), total(most + panels * form.lanes) {}
+      : acc(memory), most(acc + panels * form.lanes * form.step()), total(most + panels * form.lanes) {}
 
   Sums from(int64_t panel, const Form& form) const {
     Sums later = *this;
-    later.acc += panel * form.lanes * form.value, later.most += panel * form.lanes, later.total += panel * form.lanes;
+    later.acc += panel * form.lanes * form.step(), later.most += panel * form.lanes, later.total += panel * form.lanes;
     return later;
   }
   // One row's result out of as many parts, `step` floats apart.
   void merge(int64_t row, const Form& form, float* result, int64_t step, int64_t parts) const {
-    form.merge(acc + row * form.value, most + row, total + row, result, step, int32_t(parts));
+    form.merge(acc + row * form.step(), most + row, total + row, result, step, int32_t(parts));
   }
 };
 
@@ -204,7 +207,7 @@ struct Task {
   template <class Query>
   void begin(Query&& query, const Sums& sums) {
     const int64_t lanes = form.lanes, cached = job.keys - job.tokens;
-    std::fill(sums.acc, sums.acc + count * lanes * form.value, 0.0f);
+    std::fill(sums.acc, sums.acc + count * lanes * form.step(), 0.0f);
     std::fill(sums.most, sums.most + count * lanes, kBottom);
     std::fill(sums.total, sums.total + count * lanes, 0.0f);
     for (int64_t i = 0; i < count * lanes; ++i) {
@@ -247,7 +250,7 @@ struct Task {
     if (seen <= 0) return;
     form.score(block.first, block.second, block.next_keys, q + row * form.width, s, int32_t(seen));
     form.soften(s, at, limit + row, sums.most + row, sums.total + row, carry, int32_t(seen));
-    form.weigh(s, block.values, block.next_values, sums.acc + row * form.value, carry, int32_t(seen), int32_t(used));
+    form.weigh(s, block.values, block.next_values, sums.acc + row * form.step(), carry, int32_t(seen), int32_t(used));
   }
 };
 
