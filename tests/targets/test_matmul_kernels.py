@@ -55,6 +55,15 @@ def test_any_count_of_rows(kind: str, k: int, n: int, level: isa.Isa, build: Bui
         assert (rows, bench.check_feeds(bench.feeds(rows))) == (rows, None)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("k", [603, 1002, 1100])
+def test_several_strips(kind: str, k: int, build: Build) -> None:
+    """Of as many steps as they are unrolled by, whatever divides k."""
+    bench = build(kernel_of(kind, k, 100), isa.V3)
+    for rows in (8, 49, 150):
+        assert (rows, bench.check_feeds(bench.feeds(rows))) == (rows, None)
+
+
 @pytest.mark.parametrize("kind", ["linear_add", "grouped_combine"])
 def test_the_size_of_a_model(kind: str, level: isa.Isa, build: Build) -> None:
     bench = build(kernel_of(kind, 1024, 1408), level)

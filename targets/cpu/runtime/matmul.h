@@ -15,7 +15,8 @@
 //     says where row order[r] / share is for each r; false after fail
 //   int64_t step() const                 from one row of x to the next, in the units of xat
 //   int64_t panel_bytes() const
-//   bool ready(Call&, int64_t rows)      prepares for taller tiles than mr, if there are such; false after fail
+//   bool ready(Call&, int64_t rows, int64_t longest)   prepares for taller tiles than mr, if there are such and a
+//     segment is long enough; false after fail
 //   int64_t together() const    panels of a task that is given all rows: they find x in the second cache
 //   bool fits(int64_t rows, const int64_t* xat) const, bool alike(int64_t panel) const
 //     whether those rows of x, and that panel, may be computed so: one panel at a time by up to kMaxRows rows
@@ -39,8 +40,6 @@ constexpr int kMaxRows = 48, kMaxWidth = 128;  // of a tile
 // Reading a weight costs as much as this many rows of arithmetic, about.
 constexpr int64_t kStream = 8;
 constexpr int64_t kMaxTasks = 512;
-// Tiles of mr rows that a taller one pays for: with AMX one of 12 to 16 rows was slower than two that wait for memory.
-constexpr int64_t kManyTiles = 2;
 
 struct Segment {
   int64_t weight, first, rows;
@@ -99,7 +98,7 @@ struct Matmul {
 
   // Panels first..last-1 of a segment. Few rows: one pass over all panels; many: a panel stays in cache for all rows.
   void compute(const Segment& s, int64_t first, int64_t last) const {
-    const bool fits = s.rows >= kManyTiles * mr && store.fits(s.rows, xat + s.first);
+    const bool fits = s.rows > mr && store.fits(s.rows, xat + s.first);
     const int64_t step = s.rows <= mr ? last - first : 1;
     for (int64_t panel = first; panel < last; panel += step) {
       const int64_t height = fits && store.alike(s.weight * panels + panel) ? kMaxRows : mr;
@@ -151,7 +150,7 @@ struct Matmul {
   bool ready(Call& call, int64_t rows) {
     int64_t longest = 0;
     for (int64_t i = 0; i < count; ++i) longest = longest > segments[i].rows ? longest : segments[i].rows;
-    return longest < kManyTiles * mr || store.ready(call, rows);
+    return store.ready(call, rows, longest);
   }
 
   // Beyond four, a number that two and four threads divide: of nine tasks the last kept one thread waiting.

@@ -16,6 +16,8 @@ constexpr int64_t kGroup = 32, kRecord = 10;  // numbers of a group, int32 of a 
 constexpr int64_t kRoundTask = 512;           // groups; fewer are not worth another thread
 constexpr int64_t kCopyTask = 8 * kRoundTask;
 constexpr int64_t kTogether = 4;              // panels: folded rows of all experts are more than the second cache holds
+// Tiles of mr rows that a taller one pays for: with AMX one of 12 to 16 rows was slower than two that wait for memory.
+constexpr int64_t kManyTiles = 2;
 constexpr int64_t kStep = 64, kFolded = 32;   // columns, and int32 that they are in a folded row
 constexpr int64_t kEnd = 16, kFits = 2;       // int32 of its end, and which of those says whether it fits
 
@@ -79,8 +81,10 @@ struct Codes {
     return true;
   }
 
-  bool ready(Call& call, int64_t rows) {
-    if (!function<Fold>(1)) return true;
+  bool many(int64_t rows) const { return rows >= kManyTiles * row.knobs[Mr]; }
+
+  bool ready(Call& call, int64_t rows, int64_t longest) {
+    if (!many(longest) || !function<Fold>(1)) return true;
     auto to = call.scratch<int32_t>(rows * folded_size());
     if (!to) return false;
     const int64_t tasks = (rows * step() / kRecord + kRoundTask - 1) / kRoundTask;
@@ -95,7 +99,7 @@ struct Codes {
   int64_t together() const { return folded ? kTogether : 1; }
 
   bool fits(int64_t rows, const int64_t* xat) const {
-    if (!folded) return false;
+    if (!folded || !many(rows)) return false;
     const int32_t* end = folded + xat[0] / step() * folded_size() - kEnd + kFits;
     for (int64_t i = 1; i <= rows; ++i)
       if (!end[i * folded_size()]) return false;
