@@ -27,8 +27,8 @@ UNITS = {READ: "GB/s", FLOATS: "GFLOP/s"}
 
 SOURCE = Path(__file__).with_name("ceilings.cc")
 READ_BYTES = 256 << 20  # of each thread: far more than any cache holds
-# Streams, and bytes by which lines are asked for early. An Emerald Rapids reads fastest the first way, a tenth
-# faster than in two streams; a Zen 3 the second: 29 GB/s with two cores, where the first way gives 24.6.
+# Streams, and bytes by which lines are asked for early. A Xeon (Emerald Rapids) reads fastest the first way,
+# a Zen 3 the second: 29 GB/s with two cores, where the first way gives 24.6.
 READ_WAYS = ((8, 0), (4, 512))
 ROUNDS = 1 << 22
 ROUNDS_OF_MATRICES = 1 << 18
