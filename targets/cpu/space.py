@@ -113,8 +113,8 @@ def quantized(kernel: Kernel, isa: Isa) -> Space:
         return {**shape, "ask": ask, "group": 256, "grain": 16384 if grouped else 4096}
 
     # The best of sweeps over k=2048, n=2816: the tile at 48 and 252 rows, weights from memory at 1 to 8. On a
-    # Zen 3 experts in 4 bits took 0.62, 0.52, 0.62 and 0.78 of the time of 4 rows by two vectors, without
-    # asking for every line, at 1, 16, 64 and 512 tokens.
+    # Zen 3 experts in 4 bits took 0.68, 0.54, 0.68 and 0.78 of the time of 4 rows by two vectors, without
+    # asking for every line, at 1, 16, 64 and 512 tokens; 2 KB ahead, not 4, another 0.9 at 1 and 16.
     streams = isa.dot == "tdpbsud" or (grouped and short and isa.dot == "vpdpbusd")
     streamed = [point(12, 12, 16, 4)] if streams else []  # 20 % faster at one token, 3 % slower at 64
     ask = "all" if isa.dot in ("vpdpbusd", "tdpbsud") else "first"

@@ -99,9 +99,9 @@ class Operands:
         With the first line alone the hardware streams on from there, but begins no page (4096 bytes) that
         nobody asked for; every line takes instructions, and places in the first cache's queue of misses. On a
         Xeon with AVX512-VNNI and AMX, tiles alone were 1.16 times as fast with it at one row, 1.5 at four,
-        1.8 at eight. On two cores of a Zen 3, in AVX2, experts in 4 bits took 0.51 of the time at one token
-        and 0.53 at 16 when every line was asked for 2 KB ahead, beside the first lines of 8 KB ahead; every
-        line by turns in as many pages as come (stream) took 0.56, 0.70 and 0.73 with 4, 8 and 16 KB at one.
+        1.8 at eight. On two cores of a Zen 3, in AVX2, experts in 4 bits took 0.56, 0.70 and 0.73 of the time
+        at one token when every line was asked for by turns (stream) 4, 8 and 16 KB ahead, beside the first
+        lines of 8 KB ahead; in order, 2 KB ahead, 0.9 of the first of those, in another run.
         """
         if not shape.ahead:
             return

@@ -12,8 +12,8 @@ a panel would be next; with AMX, amx.py goes another way.
 With AVX2 alone numbers of x are loaded by instructions of their own, so they should meet many columns: on a
 Zen 3, where the exact sum of a group takes a row and a vector 8 cycles by vpmaddubsw and vpmaddwd for each
 word (what the benchmarks call the int8 peak) and in 4 bits less, tiles of 4 bits took 10.2 to 11.1 with one
-vector of columns together, 9.2 to 9.8 with two, 8.4 to 8.8 with four, at 4 to 12 rows. Tiles of 8 bits are
-bound by three instructions for a word that share two ports: 17 to 18 in every shape.
+vector of columns together, 9.2 to 10.0 with two, 8.4 to 9.3 with four, at 4 to 12 rows. Tiles of 8 bits took
+17 to 21 in most shapes: of their four instructions for a word three are thought to share two ports.
 """
 
 from __future__ import annotations
