@@ -32,8 +32,8 @@ def weigh(
     At most `rows` lanes and `width` columns are in registers together. This is all arithmetic, so memory has
     time: on the way, `size` elements of as many rows from `next` on, `stored` as in bfloat.py, are asked into
     the second-level cache, by each tile a part of each row's columns. in_order: by the first tile alone, in
-    the order of addresses, which the prefetchers of a Zen 3 seem to follow: there a key of 512 elements in the
-    third cache took 16 rows 243 ns by columns, a loop in C++ 204 in order and 201 with nothing asked (the
+    the order of addresses, which suits a Zen 3's prefetchers: there a key of 512 elements in the third cache
+    took 16 rows 243 ns by columns, a loop in C++ 204 in order and 201 with nothing asked (the
     peak: 158), and attention of 16 heads over caches in memory 3 to 6 % less, APART included.
     """
     width, tiles = divisor(size, width), -(-lanes // rows)
