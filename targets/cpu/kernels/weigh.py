@@ -28,7 +28,7 @@ def weigh(
     """A function (s, values, next, acc, carry, keys, used): acc = acc * carry + s^T values.
 
     s: float32[keys, lanes], of which the first `used` lanes count; values: float32, `keys` rows of `size`
-    elements; acc: float32[lanes, size]; carry: float32[lanes]; strides: of rows of values and of next.
+    elements; acc: float32[lanes, size + APART]; carry: float32[lanes]; strides: of rows of values and next.
     At most `rows` lanes and `width` columns are in registers together. This is all arithmetic, so memory has
     time: on the way, `size` elements of as many rows from `next` on, `stored` as in bfloat.py, are asked into
     the second-level cache, by each tile a part of each row's columns. in_order: by the first tile alone, in
